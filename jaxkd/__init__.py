@@ -1,0 +1,3 @@
+"""jaxkd: matched distillation studies of Vision Transformers in JAX."""
+
+__version__ = "0.1.0"

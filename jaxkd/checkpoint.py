@@ -1,0 +1,191 @@
+"""Checkpoints that describe themselves: state, config, preprocessing, metrics and a digest of every array.
+
+A step folder holds the Orbax items `state`, `config`, `meta` and `digests`. Orbax commits a step by renaming its
+folder, so a kill leaves the previous step; flipped bytes are found by our own digests, because Orbax restores them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import serialization
+from orbax.checkpoint import checkpoint_managers as policies
+
+from jaxkd import files
+from jaxkd.errors import IntegrityFailure, UserError
+
+ITEMS = ("state", "config", "meta", "digests")
+log = logging.getLogger("jaxkd")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """One restored step. `state` is a nested dict of numpy arrays; `meta` is what `train.describe` wrote."""
+
+  path: Path
+  step: int
+  state: dict[str, Any]
+  config: dict[str, Any]
+  meta: dict[str, Any]
+  digest: str
+
+  @property
+  def model_options(self) -> dict[str, Any]:
+    """Arguments for `jaxkd.models.create`."""
+    return self.meta["model"]
+
+  @property
+  def variables(self) -> dict[str, Any]:
+    """What the model is applied with: the moving average where the run kept one."""
+    params = self.state["ema" if self.meta["inference"] == "ema" else "params"]
+    return {"params": params["model"], **self.state["stats"]}
+
+
+class Checkpoints:
+  """The checkpoints of one run folder.
+
+  Args:
+    folder: `<run>/checkpoints`. keep: number of newest steps kept.
+    metric: name in the saved metrics by which one best step is kept besides, or None.
+  """
+
+  def __init__(self, folder: Path, *, keep: int, metric: str | None):
+    self.folder = folder.absolute()
+    self.metric = metric
+    kept = [policies.LatestN(keep)]
+    if metric:
+      kept.append(policies.BestN(get_metric_fn=lambda m: m.get(metric, -np.inf), reverse=False, n=1))
+    options = ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy(kept))
+    self.manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
+
+  def save(self, step: int, state, *, config, meta: dict, metrics: dict[str, float]) -> None:
+    """Writes `step` in the background from a host copy, so that the caller may donate `state` at once."""
+    tree = jax.tree.map(np.array, serialization.to_state_dict(jax.device_get(state)))
+    items = {
+      "state": ocp.args.StandardSave(tree),
+      "config": ocp.args.JsonSave(config.to_dict()),
+      "meta": ocp.args.JsonSave({**meta, "step": step, "metrics": metrics}),
+      "digests": ocp.args.JsonSave(digests(tree)),
+    }
+    self.manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+
+  def restore(self, target) -> tuple[Any, int] | None:
+    """The newest good step as (state shaped like `target`, step); a bad one is kept as `<step>.corrupt`.
+
+    Returns None when there is no step at all.
+
+    Raises:
+      IntegrityFailure: there are steps and none of them is good.
+    """
+    steps = sorted(self.manager.all_steps(), reverse=True)
+    for step in steps:
+      try:
+        found = read_step(self.folder / str(step))
+        return serialization.from_state_dict(target, found.state), step
+      except IntegrityFailure as e:
+        bad = self.folder / f"{step}.corrupt"
+        log.warning("%s; kept as %s, falling back", e.message, bad.name)
+        (self.folder / str(step)).rename(bad)
+        self.manager.reload()
+    if steps:
+      raise IntegrityFailure(f"no good checkpoint in {self.folder}", "start again in another --workdir")
+    return None
+
+  def best_step(self) -> int | None:
+    """The step with the highest metric, or the newest when none is tracked."""
+    self.wait()
+    steps = self.manager.all_steps()
+    if not steps:
+      return None
+    if not self.metric:
+      return max(steps)
+    return max(sorted(steps), key=lambda s: self.metrics(s).get(self.metric, -np.inf))
+
+  def metrics(self, step: int) -> dict[str, float]:
+    """What was saved as the metrics of `step`."""
+    return read_json(self.folder / str(step), "meta")["metrics"]
+
+  def wait(self) -> None:
+    self.manager.wait_until_finished()
+
+  def close(self) -> None:
+    self.wait()
+    self.manager.close()
+
+
+def digests(tree) -> dict[str, str]:
+  """sha256 of dtype, shape and bytes of every leaf, by path."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): _digest(np.asarray(leaf)) for path, leaf in leaves}
+
+
+def _digest(array: np.ndarray) -> str:
+  head = f"{array.dtype}{array.shape}".encode()
+  return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def resolve(path: str | Path) -> Path:
+  """The step folder meant by a run folder, its `checkpoints` folder or a step folder.
+
+  Of a run the best step is taken (`best.json`), of a `checkpoints` folder the newest.
+
+  Raises:
+    UserError: nothing there is a checkpoint; the message lists the steps that do exist.
+  """
+  path = Path(path).absolute()
+  if (path / "state").is_dir():
+    return path
+  folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+  steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit() and (p / "state").is_dir())
+  if steps:
+    best = path / "best.json"
+    return folder / str(files.read_json(best)["step"] if best.is_file() else steps[-1])
+  beside = sorted(p.name for p in path.parent.glob("*") if (p / "state").is_dir()) if path.parent.is_dir() else []
+  hint = f"steps there: {', '.join(beside)}" if beside else "name a run folder or runs/<name>/checkpoints/<step>"
+  raise UserError(f"no checkpoint at {path}", hint)
+
+
+def load(path: str | Path) -> Checkpoint:
+  """Reads and verifies the checkpoint at `path` (see `resolve`).
+
+  Raises:
+    UserError: no checkpoint there. IntegrityFailure: its bytes are damaged.
+  """
+  return read_step(resolve(path))
+
+
+def read_step(path: Path) -> Checkpoint:
+  """One step folder as numpy arrays, every array checked against its digest."""
+  state = _read_tree(path / "state")
+  recorded, meta = read_json(path, "digests"), read_json(path, "meta")
+  actual = digests(state)
+  if bad := sorted(k for k in {*recorded, *actual} if recorded.get(k) != actual.get(k)):
+    raise IntegrityFailure(f"checkpoint {path}: digest mismatch in {', '.join(bad[:3])}", "restore another step")
+  total = hashlib.sha256("".join(recorded[k] for k in sorted(recorded)).encode()).hexdigest()
+  return Checkpoint(path, int(meta["step"]), state, read_json(path, "config"), meta, total)
+
+
+def read_json(step_folder: Path, item: str) -> dict[str, Any]:
+  """The JSON item `config`, `meta` or `digests` of a step."""
+  try:
+    return files.read_json(step_folder / item / "metadata")
+  except (OSError, ValueError) as e:
+    raise IntegrityFailure(f"checkpoint {step_folder}: cannot read its {item}: {e}", "restore another step") from e
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
+  """An Orbax tree as numpy arrays, without a model or a target."""
+  try:
+    with ocp.PyTreeCheckpointer() as reader:
+      shapes = reader.metadata(path).item_metadata.tree
+      arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+      return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=arrays))
+  except Exception as e:  # Orbax, TensorStore and JSON each raise their own kinds on damaged files
+    raise IntegrityFailure(f"checkpoint {path.parent}: unreadable ({type(e).__name__})", "restore another step") from e

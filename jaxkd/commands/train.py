@@ -1,0 +1,30 @@
+"""Trains what the config says; the same command again resumes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from jaxkd.commands import load_config, parse
+from jaxkd.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--config", default="", help="FILE.py[:ARG]; single keys: --config.optim.lr=3e-4")
+  parser.add_argument("--workdir", default="", help="run folder (default: runs/<config name>)")
+
+
+def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
+  args, overrides = parse(parser, argv)
+  config = load_config(args, overrides)
+  if "study" in config:
+    raise UserError(f"{args.config} describes a study, not one run", f"use: study --config={args.config}")
+  folder = Path(args.workdir or f"runs/{Path(args.config.partition(':')[0]).stem}")
+
+  from jaxkd.train import train  # jax is imported only once the config is known to be right
+
+  result = train(config, folder)
+  scores = {k: v for k, v in result.best["metrics"].items() if k.startswith("validation/")}
+  print(f"done: step {result.step}, best step {result.best['step']} in {result.folder}")
+  print("  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+  return 0

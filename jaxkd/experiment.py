@@ -1,0 +1,105 @@
+"""From a config to the objects of a run: data, model, teachers, objective, optimiser, mesh. Nothing is compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxkd import data, models, optim, sharding, teachers
+from jaxkd.data import Dataset
+from jaxkd.errors import UserError
+from jaxkd.objective import Objective
+from jaxkd.teachers import Teacher
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """Everything a training run is made of."""
+
+  config: ConfigDict
+  dataset: Dataset
+  model: nn.Module
+  model_options: dict[str, Any]
+  teachers: dict[str, Teacher]
+  objective: Objective
+  tx: optax.GradientTransformation
+  schedule: optax.Schedule
+  mesh: Mesh
+  steps: int
+  steps_per_epoch: int
+
+  def every(self, epochs: float) -> int:
+    """`epochs` in steps, at least 1."""
+    return max(round(epochs * self.steps_per_epoch), 1)
+
+  @property
+  def uses_ema(self) -> bool:
+    return self.config.train.ema > 0
+
+
+def build(config: ConfigDict) -> Experiment:
+  """Builds and cross-checks a run.
+
+  Raises:
+    UserError: the parts do not fit together; nothing has been compiled or written by then.
+  """
+  dataset = data.load(config.data)
+  options = model_options(config, dataset)
+  model = create_model(options)
+  frozen = teachers.load_teachers(config.teachers, model, dataset)
+  mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
+  sharding.check_batch(config.train.batch_size, mesh)
+  per_epoch = data.steps_per_epoch(len(dataset.train), config.train.batch_size)
+  steps = config.train.steps or math.ceil(config.train.epochs * per_epoch)
+  schedule = optim.make_schedule(config.optim, steps=steps, steps_per_epoch=per_epoch)
+  objective = Objective(
+    config.terms,
+    steps_per_epoch=per_epoch,
+    special={"student": model.special_tokens, **{n: t.model.special_tokens for n, t in frozen.items()}},
+    views={"global": config.data.views.global_count, "local": config.data.views.local_count},
+  )
+  tx = optim.make_optimizer(config.optim, schedule)
+  experiment = Experiment(
+    config, dataset, model, options, frozen, objective, tx, schedule, mesh, steps, per_epoch
+  )
+  objective.check(*tap_shapes(experiment))
+  return experiment
+
+
+def model_options(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
+  """`config.model` with what the data set decides: image size, channels, classes."""
+  size, _, channels = dataset.image_shape
+  decided = {"image_size": size, "in_channels": channels, "num_classes": len(dataset.class_names)}
+  return {**decided, "dtype": config.precision.compute, **config.model.to_dict()}
+
+
+def create_model(options: dict[str, Any]) -> nn.Module:
+  """`jaxkd.models.create`, with its complaints as user errors."""
+  try:
+    return models.create(**options)
+  except (ValueError, TypeError) as e:
+    raise UserError(f"config.model: {e}", "see jaxkd.models.options(name) for what it takes") from e
+
+
+def tap_shapes(experiment: Experiment) -> tuple[dict, dict[str, dict]]:
+  """Shapes of the student's and every teacher's taps for a batch of 2, without computing."""
+  height, width, channels = experiment.dataset.image_shape
+  images = jax.ShapeDtypeStruct((2, height, width, channels), jnp.float32)
+  student = _abstract_taps(experiment.model, images)
+  return student, {name: _abstract_taps(t.model, images) for name, t in experiment.teachers.items()}
+
+
+def _abstract_taps(model: nn.Module, images) -> dict:
+  def taps(x):
+    variables = model.init(jax.random.key(0), x)
+    return model.apply(variables, x)[1]
+
+  return jax.eval_shape(taps, images)

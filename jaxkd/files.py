@@ -1,0 +1,38 @@
+"""Small files, written so that nobody ever reads half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxkd.errors import CannotWrite
+
+
+def read_json(path: Path) -> Any:
+  """The parsed file."""
+  return json.loads(path.read_text())
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes a temporary file, syncs, renames: a reader sees the old or the new content, never a part.
+
+  Raises:
+    CannotWrite: the disk is full or the folder takes no files.
+  """
+  write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+  """See `write_json`."""
+  temporary = path.with_name(f".{path.name}.tmp")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(temporary, "w") as f:
+      f.write(text)
+      f.flush()
+      os.fsync(f.fileno())
+    temporary.rename(path)
+  except OSError as e:
+    raise CannotWrite(f"cannot write {path}: {e.strerror}", "free space or choose another --workdir") from e

@@ -1,0 +1,73 @@
+"""`python -m jaxkd.main [COMMAND] --config=FILE[:ARG] [--config.key=value ...] [--workdir=DIR]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+
+from jaxkd.errors import JaxkdError, UserError, did_you_mean
+
+COMMANDS = {
+  "train": "train what the config says; the same command again resumes",
+  "evaluate": "a checkpoint on the sealed test split",
+  "forensics": "compare checkpoints: curvature, attention, similarity; writes report.html",
+  "study": "the whole experiment: teachers, matched students, seeds, statistics, report",
+  "inspect": "what a checkpoint holds, without building its model",
+}
+EXIT_CODES = """exit codes: 0 done, 1 bug, 2 user error, 3 numeric failure, 4 integrity failure, 5 out of device memory,
+  74 cannot write, 75 preempted and saved, 130 interrupted and saved"""
+
+
+class Parser(argparse.ArgumentParser):
+  """Argument errors become a UserError like every other user mistake."""
+
+  def error(self, message: str):
+    raise UserError(message, f"see {self.prog} --help")
+
+
+def usage() -> str:
+  lines = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
+  return f"usage: {__doc__}\n\ncommands (default: train; COMMAND --help tells more):\n{lines}\n\n{EXIT_CODES}\n"
+
+
+def run(argv: list[str]) -> int:
+  """Runs one command and returns its exit code. Errors a user can act on are raised as JaxkdError."""
+  if not argv or argv[0] in ("-h", "--help"):
+    print(usage())
+    return 0 if argv else 2
+  command = argv[0] if not argv[0].startswith("-") else "train"
+  rest = argv[1:] if command == argv[0] else argv
+  if command not in COMMANDS:
+    raise UserError(f"unknown command '{command}'", did_you_mean(command, COMMANDS))
+  module = importlib.import_module(f"jaxkd.commands.{command}")
+  parser = Parser(prog=f"jaxkd {command}", description=module.__doc__)
+  module.add_arguments(parser)
+  return module.run(parser, rest)
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Like `run`, but turns errors into `error:`/`hint:` lines and an exit code."""
+  try:
+    return run(sys.argv[1:] if argv is None else argv)
+  except JaxkdError as e:
+    if os.environ.get("JAXKD_DEBUG") == "1":
+      traceback.print_exc()
+    print(f"error: {e.message}", file=sys.stderr)
+    if e.hint:
+      print(f"hint: {e.hint}", file=sys.stderr)
+    return e.code
+  except KeyboardInterrupt:
+    print("error: interrupted\nhint: the same command again continues", file=sys.stderr)
+    return 130
+
+
+def entry() -> None:
+  """The `jaxkd` console script."""
+  sys.exit(main())
+
+
+if __name__ == "__main__":
+  entry()

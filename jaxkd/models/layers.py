@@ -1,0 +1,180 @@
+"""Pieces shared by the models: activations, stochastic depth, normalisation, convolutions, the classifier.
+
+What frameworks default differently is spelt out here once: erf GELU, LayerNorm epsilon 1e-6, BatchNorm
+momentum (torch 0.1 = flax 0.9) and epsilon 1e-5, explicit convolution padding, the initialisers. Parameters
+are float32 whatever the compute dtype; statistics (LayerNorm, BatchNorm, softmax, pooling) are taken in
+float32.
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+trunc_normal = nn.initializers.truncated_normal(0.02)
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+torch_uniform = nn.initializers.variance_scaling(
+  1 / 3, "fan_in", "uniform"
+)  # torch's default for Linear and Conv
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+  """`"; did you mean 'x'?"` for the nearest known name, or an empty string."""
+  close = difflib.get_close_matches(str(name), list(known), n=1)
+  return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def choose(option: str, value: str, known: Iterable[str]) -> str:
+  """The value if it is one of the known ones, else a ValueError that names them."""
+  if value not in (known := list(known)):
+    raise ValueError(f"unknown {option} {value!r}; known: {', '.join(known)}{did_you_mean(value, known)}")
+  return value
+
+
+def check_classes(num_classes: int) -> None:
+  """Raises ValueError for a negative number of classes; 0 means no classifier."""
+  if num_classes < 0:
+    raise ValueError(f"num_classes={num_classes} is negative; use 0 for a model without classifier")
+
+
+def check_rates(**rates: float) -> None:
+  """Raises ValueError for a dropout or drop-path rate outside [0, 1)."""
+  for name, rate in rates.items():
+    if not 0 <= rate < 1:
+      raise ValueError(f"{name}={rate} is not a rate; use 0 <= {name} < 1")
+
+
+def check_sizes(**sizes: Any) -> None:
+  """Raises ValueError for a size (an int, or several) that is not positive."""
+  for name, value in sizes.items():
+    values = value if isinstance(value, tuple | list) else (value,)
+    if not values or any(not isinstance(v, int) or v < 1 for v in values):
+      raise ValueError(f"{name}={value} must be positive and whole")
+
+
+def image_pair(image_size: int | Iterable[int]) -> tuple[int, int]:
+  """(height, width) from one side or from a pair, in pixels. Raises ValueError for anything else."""
+  pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+  if len(pair) != 2:
+    raise ValueError(f"image_size={image_size!r} must be one side or (height, width)")
+  check_sizes(image_size=pair)
+  return pair
+
+
+def check_images(images: Array, in_channels: int) -> None:
+  """Raises ValueError unless images are [b h w c] with the channels the model was built for."""
+  if images.ndim != 4 or images.shape[-1] != in_channels:
+    raise ValueError(
+      f"images of shape {images.shape} do not fit this model; expected [b, h, w, {in_channels}] "
+      f"(build the model with in_channels={images.shape[-1] if images.ndim == 4 else '...'} otherwise)"
+    )
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+  """Exact GELU, x/2 (1 + erf(x/sqrt 2)), as torch's default; computed in float32, returned in x's dtype.
+
+  Not `jax.nn.gelu(approximate=False)`: its erfc costs up to twice the time on CPU.
+  """
+  y = x.astype(jnp.float32)
+  return (0.5 * y * (1 + jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
+
+
+def layer_norm(x: Float[Array, "... d"], dtype: Any, name: str) -> Float[Array, "... d"]:
+  """LayerNorm, epsilon 1e-6: float32 inside, `dtype` out. The two-pass variance survives a large mean."""
+  norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, name=name)
+  return norm(x.astype(jnp.float32)).astype(dtype)
+
+
+def batch_norm(x: Float[Array, "b h w c"], train: bool, dtype: Any, name: str) -> Float[Array, "b h w c"]:
+  """BatchNorm as torch's (its momentum 0.1 is 0.9 here): float32 inside, `dtype` out.
+
+  One difference: the running variance is the biased one, n/(n-1) below torch's for n values per channel.
+  """
+  options: dict[str, Any] = {"momentum": 0.9, "epsilon": 1e-5, "dtype": jnp.float32, "name": name}
+  return nn.BatchNorm(use_running_average=not train, **options)(x.astype(jnp.float32)).astype(dtype)
+
+
+def conv3x3(features: int, dtype: Any, *, stride: int = 1, name: str | None = None) -> nn.Conv:
+  """3x3 convolution without bias, padded by 1 on every side as in torch (SAME differs at stride 2)."""
+  pad = ((1, 1), (1, 1))
+  return nn.Conv(
+    features, (3, 3), stride, padding=pad, use_bias=False, dtype=dtype, kernel_init=he_normal, name=name
+  )
+
+
+def global_mean(maps: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
+  """Global average pool, in float32."""
+  return jnp.mean(maps.astype(jnp.float32), axis=(1, 2))
+
+
+def classify(
+  x: Float[Array, "b d"], num_classes: int, dtype: Any, name: str, init: Any
+) -> Float[Array, "b c"]:
+  """Linear layer computed in `dtype`, logits float32; no classes, no layer: the features themselves in float32."""
+  if num_classes:
+    x = nn.Dense(num_classes, dtype=dtype, kernel_init=init, name=name)(x)
+  return x.astype(jnp.float32)
+
+
+class DropPath(nn.Module):
+  """Stochastic depth per sample (Huang et al., 2016, arXiv:1603.09382): [b ...] -> [b ...].
+
+  A dropped sample's branch is 0, a kept one is divided by 1 - rate, so that the expectation is unchanged.
+  """
+
+  rate: float = 0.0
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b ..."], *, train: bool) -> Float[Array, "b ..."]:
+    if not train or self.rate == 0:
+      return x
+    shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+    keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, shape)
+    return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
+
+
+class SqueezeExcite(nn.Module):
+  """Channel gate (Hu et al., 2018, arXiv:1709.01507) without biases: mean, C -> C/16 -> C, ReLU, sigmoid."""
+
+  reduction: int = 16
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, maps: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    channels = maps.shape[-1]
+    squeezed = max(channels // self.reduction, 1)
+    dense = {"use_bias": False, "dtype": self.dtype, "kernel_init": torch_uniform}
+    gate = nn.Dense(squeezed, name="fc1", **dense)(global_mean(maps).astype(self.dtype))
+    gate = nn.Dense(channels, name="fc2", **dense)(nn.relu(gate))
+    return maps * nn.sigmoid(gate)[:, None, None, :]
+
+
+class ResidualBlock(nn.Module):
+  """conv-BN-ReLU-conv-BN[-SE]-add-ReLU 1x1+BN shortcut on stride or width change (arXiv:1512.03385)."""
+
+  features: int
+  stride: int = 1
+  squeeze_excite: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 c2"]:
+    y = conv3x3(self.features, self.dtype, stride=self.stride, name="conv1")(x)
+    y = nn.relu(batch_norm(y, train, self.dtype, "bn1"))
+    y = batch_norm(conv3x3(self.features, self.dtype, name="conv2")(y), train, self.dtype, "bn2")
+    if self.squeeze_excite:
+      y = SqueezeExcite(dtype=self.dtype, name="se")(y)
+    if self.stride != 1 or x.shape[-1] != self.features:
+      x = self._project(x, train)
+    return nn.relu(x + y)
+
+  def _project(self, x: Array, train: bool) -> Array:
+    options: dict[str, Any] = {"use_bias": False, "kernel_init": he_normal, "dtype": self.dtype}
+    x = nn.Conv(self.features, (1, 1), self.stride, padding="VALID", name="downsample_conv", **options)(x)
+    return batch_norm(x, train, self.dtype, "downsample_bn")

@@ -1,0 +1,192 @@
+"""What a config may contain: every key with its type, default, range and meaning. No jax here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """One key: its type is that of `default` (for `None` defaults, `kind` says it)."""
+
+  default: Any
+  help: str
+  low: float | None = None
+  high: float | None = None
+  choices: tuple | None = None
+  kind: type | None = None
+  above: float | None = None  # an exclusive lower limit
+
+  @property
+  def type(self) -> type:
+    return self.kind or type(self.default)
+
+
+@dataclasses.dataclass(frozen=True)
+class Each:
+  """A section whose keys are the user's own names (teachers, terms, arms), each with the same schema."""
+
+  schema: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Free:
+  """A section with one known key and otherwise the options of what that key names (checked where it is built)."""
+
+  fields: dict
+
+
+HEADS = ("logits/cls", "logits/dist", "logits")
+VIEWS = ("aligned", "clean", "same")
+
+DATA = {
+  "name": Field("digits", "data set", choices=("digits", "synthetic")),
+  "image_size": Field(16, "side of the (square) image in pixels", low=8, high=1024),
+  "split_seed": Field(0, "seed of the stratified train/validation/test split", low=0),
+  "validation": Field(0.1, "share of the images held out for validation", above=0.0, high=0.5),
+  "test": Field(0.2, "share sealed for testing where the source has no test split", above=0.0, high=0.5),
+  "examples": Field(640, "number of images of the `synthetic` data set", low=40),
+  "classes": Field(10, "number of classes of the `synthetic` data set", low=2),
+  "channels": Field(3, "number of channels of the `synthetic` data set", choices=(1, 3)),
+  "augment": {
+    "crop": Field(0, "geometry: pad by so many pixels, then crop at random", low=0),
+    "flip": Field(False, "geometry: mirror left-right with probability 1/2 (not for digits)"),
+    "brightness": Field(0.0, "photometry: factor drawn from [1-x, 1+x]", low=0.0, high=1.0),
+    "contrast": Field(0.0, "photometry: factor drawn from [1-x, 1+x]", low=0.0, high=1.0),
+    "cutout": Field(0, "photometry: side in pixels of one square set to the mean", low=0),
+  },
+  "views": {
+    "global_count": Field(1, "views per image of the full size", low=1, high=4),
+    "global_scale": Field((1.0, 1.0), "area range of a random resized crop; (1, 1) is none"),
+    "local_count": Field(0, "further small crops per image (multi-crop)", low=0, high=16),
+    "local_size": Field(8, "side of a small crop in pixels: a multiple of the patch", low=2),
+    "local_scale": Field((0.2, 0.5), "area range of a small crop"),
+  },
+}
+
+TEACHER = {
+  "weights": Field("", "a jaxkd run or checkpoint folder; `ema` is the student's own moving average"),
+  "view": Field("aligned", "what it sees: same geometry / un-augmented / exactly the student's image", choices=VIEWS),
+}
+
+TERM = {
+  "kind": Field("cross_entropy", "the loss (see the table of kinds)"),
+  "weight": Field(1.0, "weight in the total loss", low=0.0),
+  "start_epoch": Field(0.0, "epochs with weight 0 before it", low=0.0),
+  "warmup_epochs": Field(0.0, "epochs of a linear rise to `weight` after that", low=0.0),
+  "teacher": Field("", "name of the teacher whose taps are the target"),
+  "student_taps": Field((), "the student's tap names"),
+  "teacher_taps": Field((), "the teacher's tap names, one for each of the student's"),
+  "layer_weights": Field((), "weight of each pair of taps; empty means equal weights with sum 1"),
+  "head": Field("none", "student-side projection", choices=("none", "linear", "mlp")),
+}
+
+# What each kind of term needs besides the common fields: its own options, and what its taps must be.
+KINDS = {
+  "cross_entropy": {"smoothing": Field(0.0, "label smoothing", low=0.0, high=0.999)},
+  "soft_kd": {"temperature": Field(4.0, "softmax temperature", above=0.0)},
+  "hard_kd": {},
+  "token_cosine": {"metric": Field("cosine", "distance of two tokens", choices=("cosine", "mse"))},
+  "correlation": {
+    "temperature": Field(0.1, "softmax temperature of a row of similarities", above=0.0),
+    "direction": Field("student||teacher", "KL", choices=("student||teacher", "teacher||student")),
+    "over": Field("tokens", "similarities between", choices=("tokens", "samples")),
+    "metric": Field("kl", "distance of two matrices", choices=("kl", "frobenius")),
+    "keep_diagonal": Field(False, "leave the self-similarity in the softmax"),
+  },
+  "cka": {
+    "kernel": Field("linear", "Gram matrix", choices=("linear", "rbf")),
+    "debiased": Field(True, "the U-centred estimator (biased is the published one)"),
+    "over": Field("tokens", "rows of the Gram matrix", choices=("tokens", "samples")),
+  },
+  "gram": {"published": Field(False, "scale by n^2 as published, which makes the term inert")},
+  "dino": {
+    "prototypes": Field(256, "output size of the prototype head", low=2),
+    "hidden": Field(256, "width of the head's hidden layers", low=1),
+    "bottleneck": Field(64, "width of the normalised bottleneck", low=1),
+    "student_temperature": Field(0.1, "softmax temperature of the student", above=0.0),
+    "teacher_temperature": Field(0.07, "softmax temperature of the teacher after warm-up", above=0.0),
+    "teacher_temperature_start": Field(0.04, "softmax temperature of the teacher at step 0", above=0.0),
+    "temperature_warmup_epochs": Field(10.0, "epochs of linear warm-up of the teacher's", low=0.0),
+    "center_momentum": Field(0.9, "momentum of the running centre", low=0.0, high=1.0),
+  },
+}
+LABEL_KINDS = ("cross_entropy",)
+LOGIT_KINDS = ("soft_kd", "hard_kd")
+TOKEN_KINDS = ("token_cosine", "correlation", "cka", "gram")
+
+OPTIM = {
+  "name": Field("adamw", "optimiser", choices=("adamw", "sgd")),
+  "lr": Field(1e-3, "peak learning rate", above=0.0, high=100.0),
+  "schedule": Field("cosine", "after the warm-up", choices=("cosine", "constant")),
+  "warmup_epochs": Field(1.0, "epochs of linear warm-up", low=0.0),
+  "final_lr": Field(0.0, "cosine's last learning rate as a share of `lr`", low=0.0, high=1.0),
+  "weight_decay": Field(0.05, "decoupled weight decay", low=0.0, high=1.0),
+  "decay_all": Field(False, "also decay biases, norms, tokens and positions"),
+  "momentum": Field(0.9, "sgd: Nesterov momentum", low=0.0, high=0.9999),
+  "beta1": Field(0.9, "adamw", low=0.0, high=0.9999),
+  "beta2": Field(0.999, "adamw", low=0.0, high=0.99999),
+  "clip": Field(1.0, "limit of the global gradient norm; 0 is none", low=0.0),
+}
+
+TRAIN = {
+  "epochs": Field(30.0, "passes over the training images", above=0.0),
+  "steps": Field(0, "number of steps; 0 means: from `epochs`", low=0),
+  "batch_size": Field(128, "images per step, over all devices", low=1),
+  "ema": Field(0.0, "decay of the moving average of the parameters; 0 is none", low=0.0, high=1.0),
+  "ema_end": Field(0.0, "decay reached on a cosine at the last step; 0 means constant", low=0.0, high=1.0),
+  "max_skips": Field(0, "non-finite steps that are skipped before the run stops", low=0),
+}
+
+RUN = {
+  "seed": Field(0, "seed of initial weights, data order and augmentation", low=0),
+  "data": DATA,
+  "model": Free({"name": Field("deit_tiny", "a name of jaxkd.models")}),
+  "teachers": Each(TEACHER),
+  "terms": Each(TERM),
+  "optim": OPTIM,
+  "train": TRAIN,
+  "precision": {
+    "compute": Field("float32", "dtype of the forward and backward pass", choices=("float32", "bfloat16")),
+  },
+  "sharding": {
+    "fsdp": Field(1, "devices over which parameters are split", low=1),
+  },
+  "eval": {
+    "every_epochs": Field(5.0, "epochs between validations", above=0.0),
+    "batch_size": Field(256, "images per evaluation call", low=1),
+    "metric": Field("accuracy_cls", "selects the best checkpoint on validation; `none` takes the last",
+                    choices=("accuracy_cls", "accuracy", "none")),
+  },
+  "log": {
+    "every_steps": Field(0, "steps between rows of metrics.jsonl; 0 means: once an epoch", low=0),
+    "shares_every": Field(5, "log rows between two measurements of the gradient shares; 0 is never", low=0),
+  },
+  "checkpoint": {
+    "every_epochs": Field(5.0, "epochs between checkpoints", above=0.0),
+    "keep": Field(2, "newest checkpoints kept (the best one is kept besides)", low=1),
+  },
+}
+
+ARM = {
+  "label": Field("", "name in tables and figures"),
+  "description": Field("", "one line: what this student learns from"),
+  "teachers": Each(TEACHER),
+  "terms": Each(TERM),
+}
+
+STUDY = {
+  **RUN,
+  "study": {
+    "name": Field("study", "title of the report"),
+    "seeds": Field((0, 1, 2), "one matched set of students for each"),
+    "baseline": Field("none", "the arm the others are compared with"),
+    "teachers": Each({"label": Field("", "name in tables and figures"), "run": RUN}),
+    "arms": Each(ARM),
+    "claims": Field((), "orderings to test: 'metric: armA < armB < armC'"),
+    "hessian_images": Field(100, "images of the fixed class-balanced sample", low=10),
+    "probes": Field(30, "Hutchinson probes per model", low=2),
+    "images": Field(256, "test images for attention and CKA", low=16),
+  },
+}

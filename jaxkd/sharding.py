@@ -1,0 +1,68 @@
+"""Where arrays live: a mesh of ("data", "fsdp") and path rules for parameters. Models know nothing of it."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxkd.errors import UserError
+
+# First match wins; the axis of a matrix that is split over "fsdp". Everything else is replicated.
+RULES = (
+  (re.compile(r".*(qkv|fc1|proj)/kernel"), -1),
+  (re.compile(r".*fc2/kernel"), -2),
+)
+
+
+def make_mesh(*, fsdp: int = 1) -> Mesh:
+  """All devices as [data, fsdp].
+
+  Raises:
+    UserError: `fsdp` does not divide the number of devices.
+  """
+  devices = jax.device_count()
+  if devices % fsdp:
+    raise UserError(f"sharding.fsdp={fsdp} does not divide {devices} devices", "choose a divisor of the device count")
+  return jax.make_mesh((devices // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+  """Raises UserError when the global batch does not divide over the devices."""
+  if batch_size % mesh.size:
+    near = max(batch_size // mesh.size, 1) * mesh.size
+    raise UserError(
+      f"batch size {batch_size} is not divisible by {mesh.size} devices", f"set --config.train.batch_size={near}"
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Examples split over every device, fsdp ones included."""
+  return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def state_shardings(state, mesh: Mesh):
+  """A sharding for each leaf of `state`; optimiser moments follow their parameter, whose path theirs contains."""
+  return jax.tree_util.tree_map_with_path(lambda path, leaf: _sharding(path, leaf, mesh), state)
+
+
+def _sharding(path, leaf, mesh: Mesh) -> NamedSharding:
+  name = jax.tree_util.keystr(path, simple=True, separator="/")
+  for pattern, axis in RULES:
+    if mesh.shape["fsdp"] > 1 and pattern.fullmatch(name) and leaf.shape[axis] % mesh.shape["fsdp"] == 0:
+      spec = [None] * leaf.ndim
+      spec[axis] = "fsdp"
+      return NamedSharding(mesh, P(*spec))
+  return replicated(mesh)
+
+
+def put(tree, shardings):
+  """A copy of host or device arrays under `shardings`; the copy makes donating the result safe."""
+  return jax.tree.map(lambda x, s: jax.device_put(np.array(x), s), tree, shardings)

@@ -1,0 +1,177 @@
+"""The training step: a pure function (state, batch, frozen) -> (state, metrics), compiled once, state donated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jaxkd import data, sharding
+from jaxkd.experiment import Experiment, tap_shapes
+from jaxkd.teachers import normalize
+
+# Streams of randomness under a run's seed.
+MODEL, HEADS, STEPS = range(3)
+
+
+@struct.dataclass
+class TrainState:
+  """All that a step changes. `ema` and `terms` are empty dicts where the run has none."""
+
+  step: jax.Array  # int32 []
+  params: dict[str, Any]  # {"model": ..., "heads": ...}
+  stats: dict[str, Any]  # {"batch_stats": ...} or {}
+  opt: Any
+  ema: dict[str, Any]
+  terms: dict[str, Any]
+  skipped: jax.Array  # int32 []: updates left out because something was not finite
+
+
+def init_state(experiment: Experiment) -> TrainState:
+  """The state before step 0. Initial weights depend on the seed and the model only, not on terms or teachers."""
+  return jax.jit(lambda: _init(experiment))()
+
+
+def _init(experiment: Experiment) -> TrainState:
+  key = jax.random.key(experiment.config.seed)
+  images = jnp.zeros((1, *experiment.dataset.image_shape), jnp.float32)
+  variables = dict(experiment.model.init(jax.random.fold_in(key, MODEL), images))
+  heads, terms = experiment.objective.init(jax.random.fold_in(key, HEADS), *tap_shapes(experiment))
+  params = {"model": variables.pop("params"), "heads": heads}
+  ema = params if experiment.uses_ema else {}
+  zero = jnp.zeros((), jnp.int32)
+  return TrainState(zero, params, variables, experiment.tx.init(params), ema, terms, zero)
+
+
+def place(experiment: Experiment, state: TrainState) -> TrainState:
+  """`state` on the mesh, by the path rules."""
+  return sharding.put(state, sharding.state_shardings(state, experiment.mesh))
+
+
+def frozen_inputs(experiment: Experiment) -> dict[str, Any]:
+  """What every step reads and none changes: the training images on the device and the teachers' variables."""
+  train = experiment.dataset.train
+  tree = {
+    "images": train.images,
+    "labels": train.labels,
+    "teachers": {n: t.variables for n, t in experiment.teachers.items() if not t.is_ema},
+  }
+  everywhere = sharding.replicated(experiment.mesh)
+  return sharding.put(tree, jax.tree.map(lambda _: everywhere, tree))
+
+
+def make_train_step(experiment: Experiment):
+  """`step(state, index [b] int32, frozen) -> (state, metrics)`, jitted over the mesh, `state` donated."""
+
+  def step(state: TrainState, index, frozen):
+    loss_fn = _loss_fn(experiment, state, index, frozen)
+    (total, aux), grads = jax.value_and_grad(_total(loss_fn), has_aux=True)(state.params)
+    new, norm = _update(experiment, state, grads, aux)
+    finite = jnp.isfinite(total) & jnp.isfinite(norm)
+    keep = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+    skipped = state.skipped + (~finite).astype(jnp.int32)
+    metrics = {"loss": total, **aux["logged"], "gradient_norm": norm, "lr": experiment.schedule(state.step)}
+    metrics["skipped"] = skipped
+    return keep.replace(step=state.step + 1, skipped=skipped), metrics
+
+  return jax.jit(step, donate_argnums=0, **_shardings(experiment))
+
+
+def make_gradient_shares(experiment: Experiment):
+  """`shares(state, index, frozen) -> {term: norm}`: each weighted term's own gradient norm over all parameters."""
+
+  def shares(state: TrainState, index, frozen):
+    loss_fn = _loss_fn(experiment, state, index, frozen)
+    names = [term.name for term in experiment.objective.terms]
+    values, pull = jax.vjp(lambda p: jnp.stack([loss_fn(p)[0][n] for n in names]), state.params)
+    norms = jax.vmap(lambda cotangent: optax.global_norm(pull(cotangent)[0]))(jnp.eye(len(names), dtype=values.dtype))
+    return dict(zip(names, norms, strict=True))
+
+  return jax.jit(shares, **_shardings(experiment))
+
+
+def _shardings(experiment: Experiment) -> dict[str, Any]:
+  mesh = experiment.mesh
+  state = sharding.state_shardings(jax.eval_shape(lambda: _init(experiment)), mesh)
+  return {"in_shardings": (state, sharding.batch_sharding(mesh), sharding.replicated(mesh))}
+
+
+def _total(loss_fn):
+  def total(params):
+    weighted, aux = loss_fn(params)
+    return sum(weighted.values()), aux
+
+  return total
+
+
+def _loss_fn(experiment: Experiment, state: TrainState, index, frozen):
+  """`params -> ({term: weighted value}, {"logged", "stats", "terms"})` of this batch."""
+  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(experiment.config.seed), STEPS), state.step)
+  k_views, k_dropout = jax.random.split(key)
+  views, labels = _views(experiment, index, frozen, k_views)
+  targets = {n: t(_variables(t, state, frozen), views) for n, t in experiment.teachers.items()}
+
+  def loss_fn(params):
+    taps, stats = _student_taps(experiment, params["model"], state.stats, views, k_dropout)
+    weighted, logged, terms = experiment.objective(
+      taps,
+      targets,
+      labels,
+      heads=params["heads"],
+      ema_heads=state.ema.get("heads", {}),
+      state=state.terms,
+      step=state.step,
+    )
+    if taps["logits/cls"].shape[-1] == len(experiment.dataset.class_names):
+      logged["accuracy"] = (taps["logits/cls"].argmax(-1) == labels).mean()
+    return weighted, {"logged": logged, "stats": stats, "terms": terms}
+
+  return loss_fn
+
+
+def _views(experiment: Experiment, index, frozen, key):
+  options = experiment.config.data
+  images, labels = frozen["images"][index], frozen["labels"][index]
+  # The gather reads replicated arrays; this pins its result to the batch's devices.
+  images = jax.lax.with_sharding_constraint(images, sharding.batch_sharding(experiment.mesh))
+  views = data.make_views(
+    images, key, mean=experiment.dataset.mean, augment=options.augment.to_dict(), views=options.views.to_dict()
+  )
+  return views, jnp.tile(labels, options.views.global_count)
+
+
+def _variables(teacher, state: TrainState, frozen):
+  return {"params": state.ema["model"], **state.stats} if teacher.is_ema else frozen["teachers"][teacher.name]
+
+
+def _student_taps(experiment: Experiment, params, stats, views, key):
+  """Taps of the student's view, and of the small crops under the prefix `local/`."""
+  taps, new_stats = {}, stats
+  for i, (view, prefix) in enumerate((("student", ""), ("local", "local/"))):
+    if view not in views:
+      continue
+    x = normalize(views[view], experiment.dataset.mean, experiment.dataset.std)
+    rngs = {"dropout": jax.random.fold_in(key, i)}
+    (_, found), new_stats = experiment.model.apply(
+      {"params": params, **new_stats}, x, train=True, rngs=rngs, mutable=list(stats)
+    )
+    taps |= {prefix + name: tap for name, tap in found.items()}
+  return taps, dict(new_stats)
+
+
+def _update(experiment: Experiment, state: TrainState, grads, aux):
+  updates, opt = experiment.tx.update(grads, state.opt, state.params)
+  params = optax.apply_updates(state.params, updates)
+  new = state.replace(params=params, opt=opt, stats=aux["stats"], terms=aux["terms"])
+  if experiment.uses_ema:
+    new = new.replace(ema=optax.incremental_update(params, state.ema, 1 - _ema_decay(experiment, state.step)))
+  return new, optax.global_norm(grads)
+
+
+def _ema_decay(experiment: Experiment, step):
+  """`train.ema`, or a cosine from it to `train.ema_end` over the run (DINO's momentum)."""
+  start, end = experiment.config.train.ema, experiment.config.train.ema_end or experiment.config.train.ema
+  return end - (end - start) * (jnp.cos(jnp.pi * step / experiment.steps) + 1) / 2
