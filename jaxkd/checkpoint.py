@@ -189,3 +189,18 @@ def _read_tree(path: Path) -> dict[str, Any]:
       return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=arrays))
   except Exception as e:  # Orbax, TensorStore and JSON each raise their own kinds on damaged files
     raise IntegrityFailure(f"checkpoint {path.parent}: unreadable ({type(e).__name__})", "restore another step") from e
+
+
+def arrays(found: Checkpoint) -> list[dict[str, Any]]:
+  """Name, shape, dtype, size in bytes and digest of every array, in path order."""
+  leaves = jax.tree_util.tree_leaves_with_path(found.state)
+  return [
+    {
+      "name": jax.tree_util.keystr(path, simple=True, separator="/"),
+      "shape": list(x.shape),
+      "dtype": str(x.dtype),
+      "bytes": int(x.nbytes),
+      "sha256": _digest(x),
+    }
+    for path, x in leaves
+  ]

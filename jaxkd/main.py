@@ -42,6 +42,9 @@ def run(argv: list[str]) -> int:
   rest = argv[1:] if command == argv[0] else argv
   if command not in COMMANDS:
     raise UserError(f"unknown command '{command}'", did_you_mean(command, COMMANDS))
+  # Compiled programs are kept between runs; JAXKD_CACHE names another folder.
+  cache = os.environ.get("JAXKD_CACHE", os.path.join(os.path.expanduser("~"), ".cache", "jaxkd"))
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
   module = importlib.import_module(f"jaxkd.commands.{command}")
   parser = Parser(prog=f"jaxkd {command}", description=module.__doc__)
   module.add_arguments(parser)

@@ -32,11 +32,15 @@ class TrainState:
 
 def init_state(experiment: Experiment) -> TrainState:
   """The state before step 0. Initial weights depend on the seed and the model only, not on terms or teachers."""
-  return jax.jit(lambda: _init(experiment))()
+  return jax.jit(lambda key: _init(experiment, key))(seed_key(experiment))
 
 
-def _init(experiment: Experiment) -> TrainState:
-  key = jax.random.key(experiment.config.seed)
+def seed_key(experiment: Experiment) -> jax.Array:
+  """The key of the run. It is an input of every program, so that runs of other seeds reuse the compiled ones."""
+  return jax.random.key(experiment.config.seed)
+
+
+def _init(experiment: Experiment, key: jax.Array) -> TrainState:
   images = jnp.zeros((1, *experiment.dataset.image_shape), jnp.float32)
   variables = dict(experiment.model.init(jax.random.fold_in(key, MODEL), images))
   heads, terms = experiment.objective.init(jax.random.fold_in(key, HEADS), *tap_shapes(experiment))
@@ -52,7 +56,7 @@ def place(experiment: Experiment, state: TrainState) -> TrainState:
 
 
 def frozen_inputs(experiment: Experiment) -> dict[str, Any]:
-  """What every step reads and none changes: the training images on the device and the teachers' variables."""
+  """What every step reads and none changes: seed, training images on the device, teachers' variables."""
   train = experiment.dataset.train
   tree = {
     "images": train.images,
@@ -60,7 +64,8 @@ def frozen_inputs(experiment: Experiment) -> dict[str, Any]:
     "teachers": {n: t.variables for n, t in experiment.teachers.items() if not t.is_ema},
   }
   everywhere = sharding.replicated(experiment.mesh)
-  return sharding.put(tree, jax.tree.map(lambda _: everywhere, tree))
+  arrays = sharding.put(tree, jax.tree.map(lambda _: everywhere, tree))
+  return {**arrays, "key": jax.device_put(seed_key(experiment), everywhere)}
 
 
 def make_train_step(experiment: Experiment):
@@ -95,7 +100,7 @@ def make_gradient_shares(experiment: Experiment):
 
 def _shardings(experiment: Experiment) -> dict[str, Any]:
   mesh = experiment.mesh
-  state = sharding.state_shardings(jax.eval_shape(lambda: _init(experiment)), mesh)
+  state = sharding.state_shardings(jax.eval_shape(lambda: _init(experiment, seed_key(experiment))), mesh)
   return {"in_shardings": (state, sharding.batch_sharding(mesh), sharding.replicated(mesh))}
 
 
@@ -109,7 +114,7 @@ def _total(loss_fn):
 
 def _loss_fn(experiment: Experiment, state: TrainState, index, frozen):
   """`params -> ({term: weighted value}, {"logged", "stats", "terms"})` of this batch."""
-  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(experiment.config.seed), STEPS), state.step)
+  key = jax.random.fold_in(jax.random.fold_in(frozen["key"], STEPS), state.step)
   k_views, k_dropout = jax.random.split(key)
   views, labels = _views(experiment, index, frozen, k_views)
   targets = {n: t(_variables(t, state, frozen), views) for n, t in experiment.teachers.items()}

@@ -1,11 +1,18 @@
-"""Strict numerics for every test: no silent dtype or rank promotion, and eight CPU devices."""
+"""Strict numerics for every test: no silent dtype or rank promotion."""
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module")
+def optax_promotion():
+  """Standard dtype promotion: optax raises a float to the power of an integer step."""
+  with jax.numpy_dtype_promotion("standard"):
+    yield

@@ -191,7 +191,7 @@ def _probe_values(
   if not np.isfinite(total).all():
     first = indices[int(np.argwhere(~np.isfinite(total))[0, 0])]
     raise FloatingPointError(
-      f"Hessian trace: probe {first} is not finite; check that loss and gradient are finite at these parameters"
+      f"Hessian trace: probe {first} is not finite; check the loss and its gradient at these parameters"
     )
   return total
 
@@ -227,8 +227,8 @@ def _as_float32(params: PyTree) -> PyTree:
   for path, leaf in zip(_paths(params), jax.tree.leaves(params), strict=True):
     if not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
       raise TypeError(
-        f"parameter '{path}' has dtype {jnp.asarray(leaf).dtype}; the Hessian needs floating-point parameters, "
-        "so pass counters and other state through the batches"
+        f"parameter '{path}' has dtype {jnp.asarray(leaf).dtype}; the Hessian needs floating-point "
+        "parameters, so pass counters and other state through the batches"
       )
   return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
 
@@ -260,6 +260,6 @@ def _check_batches(batches: Sequence[Any]) -> None:
   for i, batch in enumerate(batches):
     if _signature(batch) != expected:
       raise ValueError(
-        f"batch {i} differs from batch 0 in structure, shape or dtype; only over equal batches is the mean over "
-        "batches the mean over examples, so choose a batch size that divides the sample"
+        f"batch {i} differs from batch 0 in structure, shape or dtype; only over equal batches is the mean "
+        "over batches the mean over examples, so choose a batch size that divides the sample"
       )

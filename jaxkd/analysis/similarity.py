@@ -16,15 +16,15 @@ from jaxkd.losses.tokens import unit_tokens
 _VOTE_TEMPERATURE = 0.07
 _VOTE_CHUNK = 256
 
-_gram = jax.jit(
-  lambda x, kernel, debiased: centered_gram(unit_scale(x), kernel=kernel, debiased=debiased).ravel(),
-  static_argnames=("kernel", "debiased"),
-)
+AnyArray = Array | np.ndarray
+Rows = Float[AnyArray, "n _"]  # one layer: the same n rows as every other, of its own width
+
+_bandwidth = jax.jit(median_squared_distance)
 
 
 def cka_matrix(
-  features_a: Sequence[Float[Array, "n p"]],
-  features_b: Sequence[Float[Array, "n q"]],
+  features_a: Sequence[Rows],
+  features_b: Sequence[Rows],
   *,
   kernel: str = "linear",
   debiased: bool = True,
@@ -44,13 +44,18 @@ def cka_matrix(
   return jnp.einsum("an,bn->ab", grams_a, grams_b, precision="highest")
 
 
-def _unit_grams(features: Sequence[Array], kernel: str, debiased: bool) -> Float[Array, "l nn"]:
-  grams = jnp.stack([_gram(jnp.asarray(x), kernel, debiased) for x in features])
-  square = jnp.sum(grams * grams, axis=1, keepdims=True)
-  return grams / jnp.sqrt(jnp.where(square <= 0.0, 1.0, square))
+def _unit_grams(features: Sequence[Rows], kernel: str, debiased: bool) -> Float[Array, "l nn"]:
+  return jnp.stack([_unit_gram(jnp.asarray(x), kernel=kernel, debiased=debiased) for x in features])
 
 
-def _check_rows(name: str, features_a: Sequence[Array], features_b: Sequence[Array]) -> None:
+@partial(jax.jit, static_argnames=("kernel", "debiased"))
+def _unit_gram(x: Float[Array, "n d"], *, kernel: str, debiased: bool) -> Float[Array, " nn"]:
+  gram = centered_gram(unit_scale(x), kernel=kernel, debiased=debiased).ravel()
+  square = jnp.sum(gram * gram)
+  return gram / jnp.sqrt(jnp.where(square <= 0.0, 1.0, square))
+
+
+def _check_rows(name: str, features_a: Sequence[Rows], features_b: Sequence[Rows]) -> None:
   shapes = [x.shape for x in (*features_a, *features_b)]
   if not features_a or not features_b:
     raise ValueError(f"{name}: no layers to compare ({len(features_a)} and {len(features_b)})")
@@ -74,15 +79,15 @@ class CkaEstimate(NamedTuple):
   batches: int
 
 
-def squared_bandwidths(features: Sequence[Float[Array, "n d"]]) -> Float[Array, " l"]:
+def squared_bandwidths(features: Sequence[Rows]) -> Float[Array, " l"]:
   """Squared RBF bandwidths, float32: the median squared distance of the rows seen in a first pass."""
-  return jnp.stack([jax.jit(median_squared_distance)(jnp.asarray(x)) for x in features])
+  return jnp.stack([_bandwidth(jnp.asarray(x)) for x in features])
 
 
 def cka_accumulate(
   state: tuple[BatchHsic, ...],
-  features_a: Sequence[Float[Array, "n p"]],
-  features_b: Sequence[Float[Array, "n q"]],
+  features_a: Sequence[Rows],
+  features_b: Sequence[Rows],
   *,
   bandwidths: tuple[Float[Array, " la"], Float[Array, " lb"]] | None = None,
 ) -> tuple[BatchHsic, ...]:
@@ -148,10 +153,10 @@ def _raw_grams(features: Sequence[Array], sigma2: Array | None) -> Float[Array, 
 
 
 def knn_accuracy(
-  train_features: Float[Array, "n d"],
-  train_labels: Int[Array, " n"],
-  test_features: Float[Array, "m d"],
-  test_labels: Int[Array, " m"],
+  train_features: Float[AnyArray, "n d"],
+  train_labels: Int[AnyArray, " n"],
+  test_features: Float[AnyArray, "m d"],
+  test_labels: Int[AnyArray, " m"],
   *,
   k: int = 20,
 ) -> float:
@@ -172,7 +177,9 @@ def knn_accuracy(
   return float(np.mean(votes == np.asarray(test_labels)))
 
 
-def _check_labelled(name: str, train: Array, train_labels: Array, test: Array, test_labels: Array) -> None:
+def _check_labelled(
+  name: str, train: AnyArray, train_labels: AnyArray, test: AnyArray, test_labels: AnyArray
+) -> None:
   rows_fit = train.shape[:1] == train_labels.shape and test.shape[:1] == test_labels.shape
   if (
     train.ndim != 2 or test.ndim != 2 or train.shape[1] != test.shape[1] or not rows_fit or not test.shape[0]
@@ -197,10 +204,10 @@ def _vote(train: Array, labels: Array, test: Array, *, k: int, classes: int) -> 
 
 
 def linear_probe(
-  train_features: Float[Array, "n d"],
-  train_labels: Int[Array, " n"],
-  test_features: Float[Array, "m d"],
-  test_labels: Int[Array, " m"],
+  train_features: Float[AnyArray, "n d"],
+  train_labels: Int[AnyArray, " n"],
+  test_features: Float[AnyArray, "m d"],
+  test_labels: Int[AnyArray, " m"],
 ) -> float:
   """Accuracy in [0, 1] of logistic regression (scikit-learn, C = 1) on standardised features.
 

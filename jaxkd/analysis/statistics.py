@@ -144,32 +144,32 @@ def holm(
 
 
 def compare(
-  values: Mapping[str, Mapping[int, float]],
-  pairs: Sequence[tuple[str, str]],
+  values: Mapping[str, Mapping[str, Mapping[int, float]]],
+  pairs: Sequence[tuple[str, str, str]],
   *,
-  metric: str,
   alpha: float = 0.05,
 ) -> list[Comparison]:
-  """Compares arms on one metric, paired by seed, adjusted after Holm over the pairs of this call.
+  """Compares arms, paired by seed, adjusted after Holm over all pairs of this call, whatever their metric.
 
   Args:
-    values: arm -> seed -> value.
-    pairs: (a, b) for each difference b - a. Together they are the family whose error rate alpha bounds.
-    metric: name written into the comparisons.
+    values: metric -> arm -> seed -> value.
+    pairs: (metric, a, b) for each difference b - a. Together they are the family whose error rate alpha bounds.
     alpha: family-wise error rate.
 
   Raises:
-    ValueError: no pairs, a pair twice, an unknown arm, two arms without the same seeds, or values that are
+    ValueError: no pairs, a pair twice, an unknown metric or arm, two arms without the same seeds, or values that are
       not finite.
   """
   if not pairs:
     raise ValueError("no pairs to compare")
-  if len({frozenset(pair) for pair in pairs}) < len(pairs) or any(a == b for a, b in pairs):
+  if len({(m, frozenset((a, b))) for m, a, b in pairs}) < len(pairs) or any(a == b for _, a, b in pairs):
     raise ValueError(f"pairs {list(pairs)} name a comparison twice, or an arm against itself")
-  samples = [_paired(values, a, b, metric) for a, b in pairs]
+  if unknown := sorted({m for m, _, _ in pairs} - values.keys()):
+    raise ValueError(f"unknown metric '{unknown[0]}'; known: {', '.join(sorted(values))}")
+  samples = [_paired(values[metric], a, b, metric) for metric, a, b in pairs]
   p_holm, levels = holm([paired_difference(x, y).p for x, y in samples], alpha=alpha)
   found = []
-  for (a, b), (x, y), p, level in zip(pairs, samples, p_holm.tolist(), levels.tolist(), strict=True):
+  for (metric, a, b), (x, y), p, level in zip(pairs, samples, p_holm.tolist(), levels.tolist(), strict=True):
     d = paired_difference(x, y, confidence=level)
     found.append(Comparison(metric, a, b, d.mean, d.low, d.high, level, d.p, p, d.sd, d.effect, d.n))
   return found
@@ -259,8 +259,8 @@ def _paired(
   if values[a].keys() != values[b].keys():
     missing = sorted(values[a].keys() ^ values[b].keys())
     raise ValueError(
-      f"{metric}: arms '{a}' and '{b}' do not share the seeds {missing}; run the missing ones, or leave these "
-      "seeds out of both arms on purpose"
+      f"{metric}: arms '{a}' and '{b}' do not share the seeds {missing}; run the missing ones, or leave "
+      "these seeds out of both arms on purpose"
     )
   seeds = sorted(values[a])
   return [values[a][s] for s in seeds], [values[b][s] for s in seeds]

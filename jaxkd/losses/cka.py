@@ -39,7 +39,7 @@ def cka(
 
 def cka_loss(
   student: Float[Array, "b n d"] | Float[Array, "b d"],
-  teacher: Float[Array, "b n e"] | Float[Array, "b e"],
+  teacher: Float[Array, "b m e"] | Float[Array, "b e"],
   *,
   kernel: str = "linear",
   debiased: bool = True,

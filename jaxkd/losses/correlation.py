@@ -14,7 +14,7 @@ _MASKED = -1e9
 
 def correlation_kl(
   student: Float[Array, "b n d"] | Float[Array, "b d"],
-  teacher: Float[Array, "b n e"] | Float[Array, "b e"],
+  teacher: Float[Array, "b m e"] | Float[Array, "b e"],
   *,
   temperature: float = 0.1,
   direction: str = "student||teacher",

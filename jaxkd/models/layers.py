@@ -116,7 +116,7 @@ def global_mean(maps: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
 def classify(
   x: Float[Array, "b d"], num_classes: int, dtype: Any, name: str, init: Any
 ) -> Float[Array, "b c"]:
-  """Linear layer computed in `dtype`, logits float32; no classes, no layer: the features themselves in float32."""
+  """Linear layer computed in `dtype`, logits float32; without classes the features themselves in float32."""
   if num_classes:
     x = nn.Dense(num_classes, dtype=dtype, kernel_init=init, name=name)(x)
   return x.astype(jnp.float32)

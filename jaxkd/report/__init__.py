@@ -1,19 +1,20 @@
 """Reports: plain JSON data in, figures, tables and one self-contained HTML page out.
 
-This room computes no result. What it is handed (and what `study.json` and `<name>_forensics.json` hold) is described
-here; a wrong schema version or a missing entry raises ValueError naming it. Further keys are allowed and ignored.
+This room computes no result. What it is handed (and what `study.json` and `<name>_forensics.json` hold)
+is described here; a wrong schema version or a missing entry raises ValueError naming it. Further keys are
+allowed and ignored.
 Numbers may be null where a statistic does not exist, for example the interval of a single seed.
 
 `jaxkd.forensics/1` (l layers, h heads)::
 
   schema, date, command, hardware: str     versions: {package: version}
   data: {name, split, images, classes}
-  models: [{name, checkpoint, model: str, parameters: int, digest: str, grid: [rows, columns] | null, special_tokens,
-            step: int, differs: {config key: value},              # where this model differs from the first
+  models: [{name, checkpoint, model: str, parameters: int, digest: str, grid: [rows, columns] | null,
+            special_tokens, step: int, differs: {config key: value},              # where this model differs from the first
             accuracy: {cls | mean | dist: {value, low, high}},    # fractions, Wilson 95 %
             hessian: {trace, stderr, probes, images, loss, per_block: {part: [mean, stderr]}} | null,
-            attention: {images, uniform_distance, mean_distance [l h], distance_to_uniform [l h], entropy [l h],
-                        cls_dispersion [l h], cls_self_attention [l h], collapsed [l h] of bool,
+            attention: {images, uniform_distance, mean_distance [l h], distance_to_uniform [l h],
+                        entropy [l h], cls_dispersion [l h], cls_self_attention [l h], collapsed [l h] of bool,
                         layer_distance: {mean: [l], stderr: [l]}} | null}]    # distances in patches
   cka: [{a, b: model name, layers_a, layers_b: [str], matrix [la lb], images, estimator}]   # a == b: self-CKA
 
@@ -22,20 +23,23 @@ Numbers may be null where a statistic does not exist, for example the interval o
   schema, name, question, date, command, hardware: str   versions, seeds: [int], conditions, warnings: [str]
   data: {name, train, validation, test, classes, image_size}
   student: {model, parameters, steps, batch_size, optimizer, lr}
-  metrics: [{key, label, unit, scale, digits, higher_is: str | null}]         # shown value = scale * stored value
-  arms: {key: {label, description, runs: [{seed, <metric key>: number}], summary: {metric key: {mean, low, high, sd, n}},
+  metrics: [{key, label, unit, scale, digits, higher_is: str | null}]     # shown value = scale * stored value
+  arms: {key: {label, description, runs: [{seed, <metric key>: number}],
+               summary: {metric key: {mean, low, high, sd, n}},
                distance_per_layer: [[l] per seed], terms: {name: {kind, weight, ...}}}}
   baseline: arm key
   teachers: [{key, label, model, parameters, trained_on, rows: [[what, fraction or text]]}]
-  comparisons: [{metric, a, b: arm key, mean, low, high, p, p_holm, n, level}]            # difference b - a, paired
+  comparisons: [{metric, a, b: arm key, mean, low, high, p, p_holm, n, level}]   # difference b - a, paired
   verdicts: [{claim, metric, order: [arm key], verdict: supported | contradicted | undecided, reason}]
-  curves: {arm key: {step: [..], train_loss, validation_accuracy: {mean, low, high: [..], step: [..] if its own},
+  curves: {arm key: {step: [..],
+                     train_loss, validation_accuracy: {mean, low, high: [..], step: [..] if its own},
                      terms, gradient_share: {term: [..]}}}
 
 `jaxkd.training/1`::
 
   schema, name: str   date, command, hardware, versions, config: as above, optional
-  rows: [{step: int, loss, lr, validation_accuracy: number, terms, weights, gradient_share: {term: number}, ...}]
+  rows: [{step: int, loss, lr, validation_accuracy: number,
+          terms, weights, gradient_share: {term: number}, ...}]
 
   The rows are those of `metrics.jsonl`. A nested object and a flat key with a slash are the same thing
   ("terms": {"kd": 1} and "terms/kd": 1); a key may be absent from any row.

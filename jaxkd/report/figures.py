@@ -1,4 +1,5 @@
-"""The figures of a forensics result, each with its title, reading instructions, finding and text alternative."""
+"""The figures of a forensics result, each with its title, reading instructions, finding and text
+alternative."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from jaxkd.report import plots
 from jaxkd.report.plots import Guide, Row, Series
 from jaxkd.report.style import PAPER_WIDTH, Mark
-from jaxkd.report.text import finite, interval, listing, number, slugs
+from jaxkd.report.text import error_digits, finite, interval, listing, number, slugs
 
 Marks = Mapping[str, Mark]
 DISTANCE = "mean attention distance"
@@ -17,7 +18,8 @@ DISTANCE = "mean attention distance"
 
 @dataclass(frozen=True)
 class Panel:
-  """One figure and its words. `read` says what is drawn and how to read it, `shows` what these data look like."""
+  """One figure and its words: `read` is what is drawn and how to read it, `shows` what these data look like."""
+
   key: str
   title: str
   read: str
@@ -41,16 +43,17 @@ def flat(matrix: Sequence[Sequence[Any]]) -> list[Any]:
 
 
 def ranking(values: Mapping[str, float | None], digits: int | None, unit: str = "") -> str:
-  """`A (1.2), B (2.3) and C (3.1)` from lowest to highest; only both ends of more than four."""
+  """`A 1.2 < B 2.3 ≈ C 2.3` (≈ between values that round to the same); only both ends of more than four."""
   order = sorted((v, k) for k, v in values.items() if v is not None and finite(v))
-  words = [f"{k} ({number(v, digits)}{unit})" for v, k in order]
+  shown = [number(v, digits) + unit for v, _ in order]
+  words = [f"{name} {text}" for text, (_, name) in zip(shown, order, strict=True)]
   if not words:
     return "no value could be computed"
-  if len(words) == 1:
-    return words[0]
   if len(words) > 4:
-    return f"lowest is {words[0]}, highest {words[-1]}, with {len(words) - 2} models between them"
-  return "from lowest to highest: " + listing(words)
+    return f"lowest {words[0]}, highest {words[-1]}, {len(words) - 2} more between"
+  return words[0] + "".join(
+    (" ≈ " if a == b else " < ") + w for a, b, w in zip(shown, shown[1:], words[1:], strict=False)
+  )
 
 
 def overlap(intervals: Mapping[str, tuple[float | None, float | None, float | None]]) -> str:
@@ -59,7 +62,7 @@ def overlap(intervals: Mapping[str, tuple[float | None, float | None, float | No
   if len(kept) < 2:
     return ""
   (lowest, a), (highest, b) = kept[0], kept[-1]
-  verb = "overlap" if lowest[2] >= highest[1] else "do not overlap"   # type: ignore[operator]
+  verb = "overlap" if lowest[2] >= highest[1] else "do not overlap"  # type: ignore[operator]
   return f"The intervals of {a} and {b} {verb}."
 
 
@@ -72,7 +75,9 @@ def _left_out(result: Mapping[str, Any], key: str, why: str) -> str:
   return f" Left out, because {why}: {listing(names)}." if names else ""
 
 
-def distance_scale(models: Sequence[Mapping[str, Any]]) -> tuple[Callable[[Mapping[str, Any]], float], str, float]:
+def distance_scale(
+  models: Sequence[Mapping[str, Any]],
+) -> tuple[Callable[[Mapping[str, Any]], float], str, float]:
   """The factor per model, the unit, and uniform attention in it: patches on one grid, a ratio on several."""
   uniform = {m["name"]: m["attention"]["uniform_distance"] for m in models}
   if len({round(u, 6) for u in uniform.values()}) == 1:
@@ -85,22 +90,25 @@ def accuracy(result: Mapping[str, Any], marks: Marks) -> Panel | None:
   found: dict[str, Any] = {}
   items = []
   for m in result["models"]:
-    if not (m["accuracy"].get("cls") or m["accuracy"]):
+    if not (entry := m["accuracy"].get("cls")):
       continue
-    head = "cls" if "cls" in m["accuracy"] else next(iter(m["accuracy"]))
-    entry = m["accuracy"][head]
     value, low, high = (100 * entry[k] if finite(entry[k]) else None for k in ("value", "low", "high"))
-    others = [100 * e["value"] for k, e in m["accuracy"].items() if k != head and finite(e["value"])]
+    others = [100 * e["value"] for k, e in m["accuracy"].items() if k != "cls" and finite(e["value"])]
     found[m["name"]] = (value, low, high)
-    items.append(Row(m["name"], marks[m["name"]], value, low, high, f"{number(value, 1)} {interval(low, high, 1)}", others))
+    items.append(
+      Row(
+        m["name"], marks[m["name"]], value, low, high, f"{number(value, 1)} {interval(low, high, 1)}", others
+      )
+    )
   if not items:
     return None
   read = (
-    f"Share of correctly classified {result['data']['split']} images ({number(result['data']['images'])}) by the cls head, "
+    f"Share of correctly classified {result['data']['split']} images ({number(result['data']['images'])}) "
+    "by the cls head, "
     "with Wilson 95 % intervals over images; pale dots below are the other heads of the same model."
   )
-  shows = f"Accuracy, {ranking({k: v[0] for k, v in found.items()}, 1, ' %')}. {overlap(found)}"
-  return Panel("accuracy", "Accuracy", read, shows, plots.rows(items, xlabel="accuracy (%), right is better"))
+  shows = f"Accuracy: {ranking({k: v[0] for k, v in found.items()}, 1, ' %')}. {overlap(found)}"
+  return Panel("accuracy", "Accuracy", read, shows, plots.rows(items, xlabel="accuracy (%), → better"))
 
 
 def locality_spectrum(result: Mapping[str, Any], marks: Marks) -> Panel | None:
@@ -114,15 +122,26 @@ def locality_spectrum(result: Mapping[str, Any], marks: Marks) -> Panel | None:
     heads = [v * factor(m) for v in flat(m["attention"]["mean_distance"]) if finite(v)]
     means[m["name"]] = mean(heads)
     collapsed[m["name"]] = sum(map(bool, flat(m["attention"]["collapsed"])))
-    items.append(Row(m["name"], marks[m["name"]], means[m["name"]], text=f"mean {number(means[m['name']], 2)}", dots=heads))
+    items.append(
+      Row(
+        m["name"], marks[m["name"]], means[m["name"]], text=f"mean {number(means[m['name']], 2)}", dots=heads
+      )
+    )
   read = (
-    f"Each pale dot is one attention head: how far, on average, a patch looks ({unit}); the large marker is the mean of all heads. "
-    f"Left is local (0: a patch sees itself only), right is global. The dashed lines are uniform attention ({number(uniform, 2)}) "
-    "and the bound below which a head counts as collapsed." + _left_out(result, "attention", "they have no attention")
+    f"Each pale dot is one attention head: how far, on average, a patch looks ({unit}); the large marker "
+    "is the mean of all heads. "
+    "Left is local (0: a patch sees itself only), right is global. The dashed lines are uniform attention "
+    f"({number(uniform, 2)}) "
+    "and the bound below which a head counts as collapsed."
+    + _left_out(result, "attention", "they have no attention")
   )
-  heads = {m["name"]: len(flat(m["attention"]["mean_distance"])) for m in models}
-  counts = listing(f"{collapsed[k]} of {heads[k]} in {k}" for k in collapsed) if len(models) <= 4 else str(sum(collapsed.values()))
-  shows = f"The mean over heads is, {ranking(means, 2)}. Collapsed heads: {counts}."
+  total = {m["name"]: len(flat(m["attention"]["mean_distance"])) for m in models}
+  counts = (
+    listing(f"{collapsed[k]} of {total[k]} in {k}" for k in collapsed)
+    if len(models) <= 4
+    else str(sum(collapsed.values()))
+  )
+  shows = f"Mean over heads: {ranking(means, 2)}. Collapsed heads: {counts}."
   guides = [Guide(0.3626 * uniform, "collapsed"), Guide(uniform, "uniform")]
   figure = plots.rows(items, xlabel=f"{DISTANCE} of a head ({unit})", guides=guides)
   return Panel("locality_spectrum", "Locality spectrum: where every head looks", read, shows, figure)
@@ -145,14 +164,16 @@ def widest_gap(items: Sequence[Series], digits: int, place: str = "block") -> st
   """Where the lines are furthest apart, as a sentence; empty for one line or lines of different length."""
   if len(items) < 2 or len({len(s.y) for s in items}) > 1:
     return ""
+
   def ends(k: int) -> tuple[tuple[float, str], tuple[float, str]] | None:
     column = sorted((s.y[k], s.label) for s in items if s.y[k] is not None)
-    return (column[0], column[-1]) if len(column) > 1 else None   # type: ignore[return-value]
+    return (column[0], column[-1]) if len(column) > 1 else None  # type: ignore[return-value]
+
   gaps = [(e[1][0] - e[0][0], k) for k in range(len(items[0].y)) if (e := ends(k))]
   if not gaps:
     return ""
   k = max(gaps)[1]
-  (low, a), (high, b) = ends(k)   # type: ignore[misc]
+  (low, a), (high, b) = ends(k)  # type: ignore[misc]
   return f" They differ most at {place} {k}: {a} {number(low, digits)}, {b} {number(high, digits)}."
 
 
@@ -163,17 +184,27 @@ def layer_progression(result: Mapping[str, Any], marks: Marks) -> Panel | None:
     return None
   items, unit, uniform = _layer_series(models, marks)
   read = (
-    f"Mean attention distance ({unit}) of each block, averaged over heads and images; bands are two standard errors over "
-    "images and are often thinner than the line. Higher is more global; the dashed line is uniform attention. "
+    f"Mean attention distance ({unit}) of each block, averaged over heads and images; bands are two "
+    "standard errors over "
+    "images and are often thinner than the line. Higher is more global; the dashed line is uniform "
+    "attention. "
     "Blocks count from 0 (the first)." + _left_out(result, "attention", "they have no attention")
   )
-  shows = f"Averaged over blocks, {ranking({s.label: mean(s.y) for s in items}, 2)}.{widest_gap(items, 2)}"
-  figure = plots.lines(items, xlabel="block (0 = first)", ylabel=f"{DISTANCE} ({unit})", floor=0.0, index=True,
-                       guides=[Guide(uniform, f"uniform attention ({number(uniform, 2)})")])  # fmt: skip
+  shows = f"Averaged over blocks: {ranking({s.label: mean(s.y) for s in items}, 2)}.{widest_gap(items, 2)}"
+  figure = plots.lines(
+    items,
+    xlabel="block (0 = first)",
+    ylabel=f"{DISTANCE} ({unit})",
+    floor=0.0,
+    index=True,
+    guides=[Guide(uniform, f"uniform attention ({number(uniform, 2)})")],
+  )
   return Panel("layer_progression", "Attention distance over depth", read, shows, figure)
 
 
-def per_layer(result: Mapping[str, Any], marks: Marks, key: str, title: str, ylabel: str, read: str) -> Panel | None:
+def per_layer(
+  result: Mapping[str, Any], marks: Marks, key: str, title: str, ylabel: str, read: str
+) -> Panel | None:
   """The mean over heads of one attention statistic per block."""
   models = [m for m in _with_attention(result) if m["attention"].get(key)]
   if not models:
@@ -182,9 +213,16 @@ def per_layer(result: Mapping[str, Any], marks: Marks, key: str, title: str, yla
   for m in models:
     y = [mean(row) for row in m["attention"][key]]
     items.append(Series(m["name"], marks[m["name"]], list(range(len(y))), y))
-  shows = f"Averaged over blocks, {ranking({s.label: mean(s.y) for s in items}, 2)}.{widest_gap(items, 2)}"
+  shows = f"Averaged over blocks: {ranking({s.label: mean(s.y) for s in items}, 2)}.{widest_gap(items, 2)}"
   figure = plots.lines(items, xlabel="block (0 = first)", ylabel=ylabel, floor=0.0, index=True)
   return Panel(key, title, read, shows, figure)
+
+
+def trace_digits(result: Mapping[str, Any]) -> int | None:
+  """Decimals for a list of traces: those of the smallest standard error."""
+  return error_digits(
+    min((m["hessian"]["stderr"] for m in result["models"] if m.get("hessian")), default=None)
+  )
 
 
 def _traces(result: Mapping[str, Any], marks: Marks) -> list[Row]:
@@ -192,7 +230,8 @@ def _traces(result: Mapping[str, Any], marks: Marks) -> list[Row]:
   for m in result["models"]:
     if h := m.get("hessian"):
       low, high = h["trace"] - 2 * h["stderr"], h["trace"] + 2 * h["stderr"]
-      text = f"{number(h['trace'])} ± {number(h['stderr'])}"
+      digits = error_digits(h["stderr"])
+      text = f"{number(h['trace'], digits)} ± {number(h['stderr'], digits)}"
       items.append(Row(m["name"], marks[m["name"]], h["trace"], low, high, text))
   return items
 
@@ -205,12 +244,16 @@ def hessian_trace(result: Mapping[str, Any], marks: Marks) -> Panel | None:
   budgets = {(m["hessian"]["probes"], m["hessian"]["images"]) for m in result["models"] if m.get("hessian")}
   budget = listing(f"{number(p)} probes on {number(i)} images" for p, i in sorted(budgets))
   read = (
-    f"Trace of the Hessian of the evaluation loss over all parameters (Hutchinson, {budget}). Numbers are estimate ± one standard "
-    "error over probes, bars are two. A larger trace is a sharper minimum." + _left_out(result, "hessian", "it was not asked for")
+    f"Trace of the Hessian of the evaluation loss over all parameters (Hutchinson, {budget}). Numbers are "
+    "estimate ± one standard "
+    "error over probes, bars are two. A larger trace is a sharper minimum."
+    + _left_out(result, "hessian", "it was not asked for")
   )
   found = {r.label: (r.value, r.low, r.high) for r in items}
-  shows = f"Trace, {ranking({r.label: r.value for r in items}, None)}. {overlap(found)}"
-  return Panel("hessian_trace", "Loss curvature", read, shows, plots.rows(items, xlabel="Hessian trace, left is flatter"))
+  shows = f"Trace: {ranking({r.label: r.value for r in items}, trace_digits(result))}. {overlap(found)}"
+  return Panel(
+    "hessian_trace", "Loss curvature", read, shows, plots.rows(items, xlabel="Hessian trace, ← flatter")
+  )
 
 
 def hessian_per_block(result: Mapping[str, Any], marks: Marks) -> Panel | None:
@@ -226,13 +269,16 @@ def hessian_per_block(result: Mapping[str, Any], marks: Marks) -> Panel | None:
   tops = []
   for name, _, cells in items[:4]:
     best = max((v, c) for (v, _), c in zip(cells, categories, strict=True) if finite(v))
-    tops.append(f"{best[1]} in {name} ({number(best[0])})")
+    tops.append(f"{best[1]} in {name} ({number(best[0], trace_digits(result))})")
   read = (
-    "The trace split over the parts of the network, from the input (top) to the head (bottom): the diagonal blocks of the Hessian, "
+    "The trace split over the parts of the network, from the input (top) to the head (bottom): the "
+    "diagonal blocks of the Hessian, "
     "which add up to the whole trace. Bars are two standard errors over probes."
   )
   figure = plots.parts(categories, items, xlabel="Hessian trace of the part")
-  return Panel("hessian_per_block", "Curvature by part", read, f"The largest share is {listing(tops)}.", figure)
+  return Panel(
+    "hessian_per_block", "Curvature by part", read, f"The largest share is {listing(tops)}.", figure
+  )
 
 
 def cka_panels(result: Mapping[str, Any]) -> Iterator[Panel]:
@@ -242,12 +288,23 @@ def cka_panels(result: Mapping[str, Any]) -> Iterator[Panel]:
   for entry in result["cka"]:
     a, b = entry["a"], entry["b"]
     read = (
-      f"CKA ({entry['estimator']}, {number(entry['images'])} images) between the layers of {a} (rows) and of {b} (columns): "
-      "dark is 1 (the same up to rotation and scale), pale is 0 (unrelated). "
-      + ("A dark block is a stretch of layers that say the same." if a == b else "A dark diagonal means equal depth, equal content.")
+      f"CKA ({entry['estimator']}, {number(entry['images'])} images) between the layers of {a} (rows) and "
+      f"of {b} (columns): "
+      "dark is 1 (the same up to rotation and scale), pale is 0 and below (unrelated). "
+      + (
+        "A dark block is a stretch of layers that say the same."
+        if a == b
+        else "A dark diagonal means equal depth, equal content."
+      )
     )
-    figure = plots.heatmap(entry["matrix"], rows_name=a, columns_name=b, row_labels=entry["layers_a"],
-                           column_labels=entry["layers_b"], value_name="CKA")  # fmt: skip
+    figure = plots.heatmap(
+      entry["matrix"],
+      rows_name=a,
+      columns_name=b,
+      row_labels=entry["layers_a"],
+      column_labels=entry["layers_b"],
+      value_name="CKA",
+    )
     title = f"Similarity inside {a}" if a == b else f"Similarity of {a} and {b}"
     yield Panel(f"cka_{files[a]}__{files[b]}", title, read, _cka_finding(entry), figure)
 
@@ -259,56 +316,81 @@ def _cka_finding(entry: Mapping[str, Any]) -> str:
     cells = [c for c in cells if c[1] != c[2]]
   if not cells:
     return "There is a single layer to compare."
+
   def place(cell: tuple[float, int, int]) -> str:
-    return f"{plots.short_layer(rows[cell[1]])} with {plots.short_layer(columns[cell[2]])} ({number(cell[0], 2)})"
+    return (
+      f"{plots.short_layer(rows[cell[1]])} with {plots.short_layer(columns[cell[2]])} ({number(cell[0], 2)})"
+    )
+
   average = number(mean([c[0] for c in cells]), 2)
   if entry["a"] == entry["b"]:
     return f"Different layers agree by {average} on average; the least similar are {place(min(cells))}."
   last = number(matrix[-1][-1], 2)
-  return f"The average is {average}, the last layers agree by {last}, and the most similar are {place(max(cells))}."
+  most = place(max(cells))
+  return f"The average is {average}, the last layers agree by {last}, and the most similar are {most}."
 
 
 def summary(result: Mapping[str, Any], marks: Marks) -> Figure:
   """Four panels for a paper: attention distance and CLS dispersion over depth, curvature, accuracy."""
   models = _with_attention(result)
   width = PAPER_WIDTH / 2
+  guide: list[Guide] = []
   with plots.paper(len(result["models"])) as (figure, axes):
     if models:
       items, unit, uniform = _layer_series(models, marks)
-      guide = [Guide(uniform, "uniform")]
+      guide = [Guide(uniform, "uniform attention")]
       plots.draw_lines(axes[0], items, guides=guide)
-      plots.finish_lines(axes[0], items, xlabel="block", ylabel=f"{DISTANCE} ({unit})", index=True, width=width, floor=0)
-      means = [Series(m["name"], marks[m["name"]], list(range(len(rows))), [mean(r) for r in rows])
-               for m in models if (rows := m["attention"].get("cls_dispersion"))]  # fmt: skip
+      plots.finish_lines(
+        axes[0], items, xlabel="block", ylabel=f"{DISTANCE} ({unit})", index=True, width=width, floor=0
+      )
+      means = [
+        Series(m["name"], marks[m["name"]], list(range(len(rows))), [mean(r) for r in rows])
+        for m in models
+        if (rows := m["attention"].get("cls_dispersion"))
+      ]
       plots.draw_lines(axes[1], means)
-      plots.finish_lines(axes[1], means, xlabel="block", ylabel="CLS dispersion (patches²)", index=True, width=width, floor=0)
-    plots.draw_points(axes[2], _traces(result, marks), xlabel="Hessian trace, ± 2 standard errors", width=width)
+      plots.finish_lines(
+        axes[1], means, xlabel="block", ylabel="CLS dispersion (patches²)", index=True, width=width, floor=0
+      )
+    plots.draw_points(
+      axes[2], _traces(result, marks), xlabel="Hessian trace, ± 2 standard errors", width=width
+    )
     points = []
     for m in result["models"]:
       if cls := m["accuracy"].get("cls"):
         value, low, high = (100 * cls[k] if finite(cls[k]) else None for k in ("value", "low", "high"))
         points.append(Row(m["name"], marks[m["name"]], value, low, high))
     plots.draw_points(axes[3], points, xlabel="accuracy of the cls head (%), 95 % interval", width=width)
-    plots.legend(figure, [(m["name"], marks[m["name"]]) for m in result["models"]], width=PAPER_WIDTH)
+    plots.legend(figure, [(m["name"], marks[m["name"]]) for m in result["models"]], guide, width=PAPER_WIDTH)
   return figure
 
 
 def forensics_panels(result: Mapping[str, Any], marks: Marks) -> dict[str, list[Panel]]:
-  """All figures of a forensics result by section: overview, attention, curvature, similarity, self_similarity."""
+  """All figures by section: overview, attention, curvature, similarity, self_similarity."""
   attention = [
     locality_spectrum(result, marks),
     layer_progression(result, marks),
     per_layer(
-      result, marks, "cls_dispersion", "How widely the class token looks", "CLS dispersion (patches²)",
-      "Spatial second moment of the class token's attention over the patches, averaged over heads and images: "
+      result,
+      marks,
+      "cls_dispersion",
+      "How widely the class token looks",
+      "CLS dispersion (patches²)",
+      "Spatial second moment of the class token's attention over the patches, averaged over heads and "
+      "images: "
       "small means it looks at one place, large means at the whole image (uniform 8 x 8: 10.5).",
     ),
     per_layer(
-      result, marks, "entropy", "Attention entropy", "entropy (nats)",
-      "Mean entropy of the attention rows in nats, averaged over heads and images: low means that few patches are "
+      result,
+      marks,
+      "entropy",
+      "Attention entropy",
+      "entropy (nats)",
+      "Mean entropy of the attention rows in nats, averaged over heads and images: low means that few "
+      "patches are "
       "looked at, high means many (uniform over n patches: ln n).",
     ),
-  ]  # fmt: skip
+  ]
   curvature = [hessian_trace(result, marks), hessian_per_block(result, marks)]
   similarity = list(cka_panels(result))
   own = {f"cka_{s}__{s}" for s in slugs([m["name"] for m in result["models"]])}

@@ -1,4 +1,5 @@
-"""The HTML pages: one self-contained file each, figures inside as SVG, and the same figures as files beside it."""
+"""The HTML pages: one self-contained file each, figures inside as SVG, and the same figures as files
+beside it."""
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,25 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from matplotlib.figure import Figure
 
 from jaxkd.report import figures, study_figures, tables
 from jaxkd.report.figures import Marks, Panel, ranking
 from jaxkd.report.schemas import VERDICTS, check_forensics, check_study, check_training
 from jaxkd.report.style import Mark, marks, save
-from jaxkd.report.text import clean, cleaned, finite, interval, listing, number, plural
+from jaxkd.report.text import cleaned, finite, interval, listing, number, plural
 
 _LOADER = jinja2.PackageLoader("jaxkd.report", "templates")
-_ENVIRONMENT = jinja2.Environment(loader=_LOADER, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-                                  lstrip_blocks=True)  # fmt: skip
+_ENVIRONMENT = jinja2.Environment(
+  loader=_LOADER, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
 
 
 def _write(template: str, out_dir: Path, **context: Any) -> Path:
-  page = _ENVIRONMENT.get_template(template).render(signs=tables.SIGNS, clean=clean, **context)
+  page = _ENVIRONMENT.get_template(template).render(signs=tables.SIGNS, tied=tied, **context)
   path = out_dir / "report.html"
   out_dir.mkdir(parents=True, exist_ok=True)
   path.write_text(page, encoding="utf-8")
   return path
+
+
+def tied(text: str) -> str:
+  """The text with percent signs held to their numbers."""
+  return text.replace(" %", "\u00a0%")
 
 
 def _drawn(panels: Iterable[Panel], folder: Path) -> list[dict[str, str]]:
@@ -33,54 +39,78 @@ def _drawn(panels: Iterable[Panel], folder: Path) -> list[dict[str, str]]:
   for p in panels:
     svg = base64.b64encode(save(p.figure, folder / p.key)).decode("ascii")
     width, height = (round(100 * x) for x in p.figure.get_size_inches())
-    result.append(dict(key=p.key, title=p.title, read=p.read, shows=p.shows, alt=p.alt, width=width, height=height,
-                       source="data:image/svg+xml;base64," + svg))  # fmt: skip
+    result.append(
+      dict(
+        key=p.key,
+        title=p.title,
+        read=tied(p.read),
+        shows=tied(p.shows),
+        alt=p.alt,
+        width=width,
+        height=height,
+        source="data:image/svg+xml;base64," + svg,
+      )
+    )
   return result
 
 
-def _sections(panels: Mapping[str, Sequence[Panel]], folder: Path, paper: Figure | None = None) -> dict[str, Any]:
-  if paper is not None:
-    save(paper, folder / ("study_summary" if "differences" in panels else "summary"))
+def _sections(panels: Mapping[str, Sequence[Panel]], folder: Path) -> dict[str, Any]:
   return {name: _drawn(items, folder) for name, items in panels.items()}
 
 
 def _forensics_context(result: Mapping[str, Any], styles: Marks, folder: Path) -> dict[str, Any]:
   """What the forensics part of a page needs, on its own or inside a study's page."""
-  drawn = _sections(figures.forensics_panels(result, styles), folder, figures.summary(result, styles))
+  drawn = _sections(figures.forensics_panels(result, styles), folder)
+  save(figures.summary(result, styles), folder / "summary")
   optional = [tables.differences_table(result, styles), tables.heads_table(result, styles)]
   return dict(
-    result=result, figures=drawn, legend=[(m["name"], styles[m["name"]]) for m in result["models"]],
-    findings=forensics_findings(result), models=tables.models_table(result, styles), extra=[t for t in optional if t],
+    result=result,
+    figures=drawn,
+    legend=[(m["name"], styles[m["name"]]) for m in result["models"]],
+    findings=forensics_findings(result),
+    models=tables.models_table(result, styles),
+    extra=[t for t in optional if t],
     sources=tables.sources_table(result, styles),
-  )  # fmt: skip
+  )
 
 
 def forensics_report(result: Mapping[str, Any], out_dir: Path) -> Path:
-  """Draws a forensics result (`jaxkd.forensics/1`): `out_dir/report.html` and `out_dir/figures/*.{svg,png,pdf}`.
+  """Draws a forensics result (`jaxkd.forensics/1`) as `out_dir/report.html` and `out_dir/figures/`.
 
-  Returns the page's path. Raises ValueError, before anything is written, for a result that does not follow the schema.
+  Every figure is written as SVG, PNG and PDF. Returns the page's path. Raises ValueError, before anything
+  is written, for a result that does not follow the schema.
   """
   check_forensics(result)
   result = cleaned(result)
-  check_forensics(result)   # cleaning could have made two names equal
+  check_forensics(result)  # cleaning could have made two names equal
   out_dir = Path(out_dir)
   styles = marks(m["name"] for m in result["models"])
   context = _forensics_context(result, styles, out_dir / "figures")
-  return _write("forensics.html.j2", out_dir, forensics=context, **_frame(result))
+  names = listing(m["name"] for m in result["models"])
+  heading = names if len(names) < 64 else f"{len(result['models'])} models compared"
+  return _write("forensics.html.j2", out_dir, heading=heading, forensics=context, **_frame(result))
 
 
 def _frame(source: Mapping[str, Any]) -> dict[str, Any]:
   """Date, hardware, versions and the command, as every page shows them."""
-  environment = {"Date": source.get("date"), "Hardware": source.get("hardware"), **(source.get("versions") or {})}
+  environment = {
+    "Date": source.get("date"),
+    "Hardware": source.get("hardware"),
+    **(source.get("versions") or {}),
+  }
   kept = {k: v for k, v in environment.items() if v}
-  return dict(command=source.get("command") or "", environment=tables.pairs_table("Environment", kept, ("What", "Version")))
+  return dict(
+    command=source.get("command") or "",
+    environment=tables.pairs_table("Environment", kept, ("What", "Version")),
+  )
 
 
 def study_report(study: Mapping[str, Any], forensics: Mapping[str, Any], out_dir: Path) -> Path:
-  """Draws a study (`jaxkd.study/1`) with the forensics of one of its seeds: `out_dir/report.html` and `figures/`.
+  """Draws a study (`jaxkd.study/1`) with the forensics of one of its seeds, files as in `forensics_report`.
 
   A forensics model named like an arm's label (or beginning with it) is drawn in that arm's colour.
-  Returns the page's path. Raises ValueError, before anything is written, for input that does not follow the schemas.
+  Returns the page's path. Raises ValueError, before anything is written, for input that does not follow
+  the schemas.
   """
   for check, data in ((check_study, study), (check_forensics, forensics)):
     check(data)
@@ -90,16 +120,24 @@ def study_report(study: Mapping[str, Any], forensics: Mapping[str, Any], out_dir
   styles = marks(_baseline_first(study))
   uniform = _uniform(forensics)
   context = dict(
-    study=study, legend=[(a["label"], a["description"], styles[a["label"]]) for a in study["arms"].values()],
+    study=study,
+    legend=[(a["label"], a["description"], styles[a["label"]]) for a in study["arms"].values()],
     counts={v: sum(row["verdict"] == v for row in study["verdicts"]) for v in VERDICTS},
-    findings=study_findings(study), arms=tables.arms_table(study, styles), verdicts=tables.verdicts_table(study),
-    comparisons=tables.comparisons_table(study), seeds=tables.seeds_table(study, styles),
-    terms=tables.terms_table(study, styles), teachers=tables.teacher_tables(study),
-    student=tables.pairs_table("Student", study["student"]), data=tables.pairs_table("Data", study["data"]),
-    figures=_sections(study_figures.study_panels(study, styles, uniform=uniform), folder,
-                      study_figures.summary(study, styles, uniform=uniform)),
-    forensics=_forensics_context(forensics, marks((m["name"] for m in forensics["models"]), known=styles), folder),
-  )  # fmt: skip
+    findings=study_findings(study),
+    arms=tables.arms_table(study, styles),
+    verdicts=tables.verdicts_table(study),
+    comparisons=tables.comparisons_table(study),
+    seeds=tables.seeds_table(study, styles),
+    terms=tables.terms_table(study, styles),
+    teachers=tables.teacher_tables(study),
+    student=tables.pairs_table("Student", study["student"]),
+    data=tables.pairs_table("Data", study["data"]),
+    figures=_sections(study_figures.study_panels(study, styles, uniform=uniform), folder),
+    forensics=_forensics_context(
+      forensics, marks((m["name"] for m in forensics["models"]), known=styles), folder
+    ),
+  )
+  save(study_figures.summary(study, styles, uniform=uniform), folder / "study_summary")
   return _write("study.html.j2", out_dir, **context, **_frame(study))
 
 
@@ -116,7 +154,7 @@ def _uniform(forensics: Mapping[str, Any]) -> float | None:
 
 
 def training_report(run: Mapping[str, Any], out_dir: Path) -> Path:
-  """Draws one training run (`jaxkd.training/1`): `out_dir/report.html` and `out_dir/figures/`; returns the page's path.
+  """Draws one training run (`jaxkd.training/1`), files as in `forensics_report`; returns the page's path.
 
   Raises ValueError, before anything is written, for a run that does not follow the schema.
   """
@@ -126,25 +164,40 @@ def training_report(run: Mapping[str, Any], out_dir: Path) -> Path:
   drawn = _drawn(study_figures.training_panels(run, styles), out_dir / "figures")
   config = tables.pairs_table("Configuration", study_figures.flattened(run.get("config") or {}))
   steps = [row["step"] for row in run["rows"]]
-  return _write("training.html.j2", out_dir, run=run, steps=(min(steps), max(steps)), figures=drawn, config=config,
-                values=tables.run_table(run), **_frame(run))  # fmt: skip
+  return _write(
+    "training.html.j2",
+    out_dir,
+    run=run,
+    steps=(min(steps), max(steps)),
+    figures=drawn,
+    config=config,
+    values=tables.run_table(run),
+    **_frame(run),
+  )
 
 
 def forensics_findings(result: Mapping[str, Any]) -> list[str]:
   """What a forensics result says, one sentence per kind of evidence."""
   found = []
   models = result["models"]
-  if scored := {m["name"]: 100 * c["value"] for m in models if (c := m["accuracy"].get("cls")) and finite(c["value"])}:
+  if scored := {
+    m["name"]: 100 * c["value"] for m in models if (c := m["accuracy"].get("cls")) and finite(c["value"])
+  }:
     found.append(f"Accuracy: {ranking(scored, 1, ' %')}.")
   if attentive := [m for m in models if m.get("attention")]:
     factor, unit, uniform = figures.distance_scale(attentive)
-    means = {m["name"]: figures.mean([v * factor(m) for v in figures.flat(m["attention"]["mean_distance"])]) for m in attentive}
-    found.append(f"Attention distance in {unit} (uniform attention: {number(uniform, 2)}): {ranking(means, 2)}.")
+    means = {
+      m["name"]: figures.mean([v * factor(m) for v in figures.flat(m["attention"]["mean_distance"])])
+      for m in attentive
+    }
+    found.append(
+      f"Attention distance in {unit} (uniform attention: {number(uniform, 2)}): {ranking(means, 2)}."
+    )
   if traces := {m["name"]: m["hessian"]["trace"] for m in models if m.get("hessian")}:
-    found.append(f"Hessian trace: {ranking(traces, None)}.")
+    found.append(f"Hessian trace: {ranking(traces, figures.trace_digits(result))}.")
   last = {f"{c['a']} with {c['b']}": c["matrix"][-1][-1] for c in result["cka"] if c["a"] != c["b"]}
   if last:
-    found.append(f"CKA of the last layers: {ranking(last, 2)}.".replace(" models between", " pairs between"))
+    found.append(f"CKA of the last layers: {ranking(last, 2)}.")
   return found
 
 
@@ -161,7 +214,10 @@ def study_findings(study: Mapping[str, Any]) -> list[str]:
         words = f"{number(value, digits, sign=True)} {interval(low, high, digits, sign=True)}"
         clear.append(f"{study['arms'][arm]['label']} {words}")
     if clear:
-      found.append(f"{study_figures.axis_name(metric)}: different from {base} are {listing(clear)}.")
+      found.append(f"{study_figures.axis_name(metric)}, difference to {base}: {'; '.join(clear)}.")
     elif rows:
-      found.append(f"{study_figures.axis_name(metric)}: no arm can be told from {base} with {plural(len(study['seeds']), 'seed')}.")
+      found.append(
+        f"{study_figures.axis_name(metric)}: no arm can be told from {base} with "
+        f"{plural(len(study['seeds']), 'seed')}."
+      )
   return found

@@ -19,12 +19,15 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 from jaxkd.report.style import INK, PAPER_WIDTH, RC, SIZE, SMALL, SOFT, WIDTH, Mark, text_width, wrap
 from jaxkd.report.text import finite
 
-styled = matplotlib.rc_context(dict(RC))   # a decorator: text and ticks read their settings when they are made
+LINE = 0.17  # inches from one line of small text to the next
+
+styled = matplotlib.rc_context(RC)  # a decorator: text and ticks read their settings when they are made
 
 
 @dataclass(frozen=True)
 class Row:
   """One labelled strip: a marker with an interval, its numbers in words, and further values as dots."""
+
   label: str
   mark: Mark
   value: float | None
@@ -37,6 +40,7 @@ class Row:
 @dataclass(frozen=True)
 class Series:
   """One line with an optional band around it."""
+
   label: str
   mark: Mark
   x: Sequence[float]
@@ -49,6 +53,7 @@ class Series:
 @dataclass(frozen=True)
 class Guide:
   """A dashed reference line."""
+
   value: float
   label: str
 
@@ -78,39 +83,45 @@ def draw_row(axes: Axes, row: Row, y: float, *, dots_below: float = 0.11) -> Non
   color = row.mark.color
   if row.dots:
     spread = (np.arange(len(row.dots)) * 0.618034 % 1 - 0.5) * (0.10 if len(row.dots) > 10 else 0)
-    axes.plot(_nan(row.dots), y + dots_below + spread, ls="", marker="o", ms=4.2, color=color, alpha=0.45, mec="none")
-  if finite(row.low) and finite(row.high):
-    axes.plot([row.low, row.high], [y, y], color=color, lw=2.2, solid_capstyle="butt")  # type: ignore[list-item]
-    axes.plot([row.low, row.high], [y, y], color=color, ls="", marker="|", ms=8, mew=1.6)  # type: ignore[list-item]
-  if finite(row.value):
-    axes.plot([row.value], [y], color=color, ls="", marker=row.mark.marker, ms=7.5, mec="white",   # type: ignore[list-item]
-              mew=0.8, zorder=4)  # fmt: skip
+    axes.plot(
+      _nan(row.dots), y + dots_below + spread, ls="", marker="o", ms=4.2, color=color, alpha=0.45, mec="none"
+    )
+  low, value, high = _nan([row.low, row.value, row.high])  # what is missing is not drawn
+  axes.plot([low, high], [y, y], color=color, lw=2.2, solid_capstyle="butt")
+  axes.plot([low, high], [y, y], color=color, ls="", marker="|", ms=8, mew=1.6)
+  axes.plot([value], [y], color=color, ls="", marker=row.mark.marker, ms=7.5, mec="white", mew=0.8, zorder=4)
 
 
 @styled
 def rows(items: Sequence[Row], *, xlabel: str, guides: Sequence[Guide] = (), zero: bool = False) -> Figure:
-  """Rows from top to bottom, each with its label and numbers written above its strip, so that long names have room."""
+  """Rows from top to bottom, label and numbers above each strip, so that long names have room."""
   side, inner = 0.22, WIDTH - 0.44
   labels, heights = [], []
   for row in items:
     room = inner * 72 - (text_width(row.text, SMALL) + 14 if row.text else 0)
     lines = wrap(row.label, max(room, 60), SMALL, lines=4)
     labels.append(lines)
-    heights.append(0.165 * len(lines) + (0.44 if row.dots else 0.32))
+    heights.append(LINE * len(lines) + (0.48 if row.dots else 0.36))
   guide_lines = 1 if guides else 0
-  top, bottom, total = 0.08 + 0.2 * guide_lines, 0.58, sum(heights) + 0.06
+  below = wrap(xlabel, inner * 72, SMALL, lines=2)
+  top, bottom, total = 0.06 + 0.24 * guide_lines, 0.6 + 0.15 * (len(below) - 1), sum(heights) + 0.06
   figure = Figure(figsize=(WIDTH, top + total + bottom))
-  axes = figure.add_axes((side / WIDTH, bottom / (top + total + bottom), inner / WIDTH, total / (top + total + bottom)))
+  axes = figure.add_axes(
+    (side / WIDTH, bottom / (top + total + bottom), inner / WIDTH, total / (top + total + bottom))
+  )
   axes.set_ylim(total, 0)
   start = 0.0
   for k, (row, lines, height) in enumerate(zip(items, labels, heights, strict=True)):
+    # White behind the words, over grid and guides: a line through a label makes both hard to read.
+    axes.axhspan(start, start + 0.07 + LINE * len(lines), color="white", lw=0, zorder=2.2)
     if k:
-      axes.axhline(start + 0.02, color=RC["grid.color"], lw=0.8)
-    axes.text(0, start + 0.07, "\n".join(lines), transform=axes.get_yaxis_transform(), fontsize=SMALL, va="top",
-              linespacing=1.25, color=INK)  # fmt: skip
+      axes.axhline(start, color=RC["grid.color"], lw=0.8, zorder=2.3)
+    place = axes.get_yaxis_transform()
+    for n, line in enumerate(lines):
+      axes.text(0, start + 0.02 + LINE * (n + 1), line, transform=place, fontsize=SMALL)
     if row.text:
-      axes.text(1, start + 0.07, row.text, transform=axes.get_yaxis_transform(), fontsize=SMALL, va="top", ha="right")
-    draw_row(axes, row, start + 0.165 * len(lines) + 0.2)
+      axes.text(1, start + 0.02 + LINE, row.text, transform=place, fontsize=SMALL, ha="right")
+    draw_row(axes, row, start + LINE * len(lines) + 0.22)
     start += height
   _row_guides(axes, guides)
   if zero:
@@ -119,7 +130,7 @@ def rows(items: Sequence[Row], *, xlabel: str, guides: Sequence[Guide] = (), zer
   _plain_ticks(axes, "x")
   axes.yaxis.set_visible(False)
   axes.spines["left"].set_visible(False)
-  axes.set_xlabel("\n".join(wrap(xlabel, inner * 72, SMALL, lines=2)), fontsize=SMALL, color=SOFT)
+  axes.set_xlabel("\n".join(below), fontsize=SMALL, color=SOFT)
   return figure
 
 
@@ -130,46 +141,92 @@ def _row_guides(axes: Axes, guides: Sequence[Guide]) -> None:
   low, high = axes.get_xlim()
   for guide in guides:
     left = (guide.value - low) / (high - low) > 0.5
-    axes.annotate(guide.label + " ▸" if left else "◂ " + guide.label, (guide.value, 1), xycoords=("data", "axes fraction"),
-                  xytext=(-1 if left else 1, 3), textcoords="offset points", ha="right" if left else "left", va="bottom",
-                  fontsize=SMALL, color=SOFT)  # fmt: skip
+    axes.annotate(
+      guide.label + " ▸" if left else "◂ " + guide.label,
+      (guide.value, 1),
+      xycoords=("data", "axes fraction"),
+      xytext=(-1 if left else 1, 3),
+      textcoords="offset points",
+      ha="right" if left else "left",
+      va="bottom",
+      fontsize=SMALL,
+      color=SOFT,
+    )
 
 
-def draw_lines(axes: Axes, items: Sequence[Series], *, guides: Sequence[Guide] = (), markers: bool = True) -> None:
+def draw_lines(
+  axes: Axes, items: Sequence[Series], *, guides: Sequence[Guide] = (), markers: bool = True
+) -> None:
   """Lines with bands, thin companions and dashed guides."""
   for item in items:
     x, y = np.asarray(item.x, float), _nan(item.y)
     kept = np.isfinite(y)
     if item.low is not None and item.high is not None:
-      axes.fill_between(x[kept], _nan(item.low)[kept], _nan(item.high)[kept], color=item.mark.color, alpha=0.16, lw=0)
+      axes.fill_between(
+        x[kept], _nan(item.low)[kept], _nan(item.high)[kept], color=item.mark.color, alpha=0.16, lw=0
+      )
     for other in item.thin:
       axes.plot(x, _nan(other), color=item.mark.color, lw=0.8, alpha=0.4)
     every = 1 if markers else max(1, len(x[kept]) // 6)
-    axes.plot(x[kept], y[kept], color=item.mark.color, ls=item.mark.dash, lw=1.8, marker=item.mark.marker, ms=5.5,
-              mec="white", mew=0.7, markevery=every)  # fmt: skip
+    axes.plot(
+      x[kept],
+      y[kept],
+      color=item.mark.color,
+      ls=item.mark.dash,
+      lw=1.8,
+      marker=item.mark.marker,
+      ms=5.5,
+      mec="white",
+      mew=0.7,
+      markevery=every,
+    )
   for guide in guides:
     axes.axhline(guide.value, color=SOFT, lw=1.1, ls=(0, (4, 3)))
 
 
-def legend(figure: Figure, entries: Sequence[tuple[str, Mark]], guides: Sequence[Guide] = (), *, width: float) -> float:
+def legend(
+  figure: Figure, entries: Sequence[tuple[str, Mark]], guides: Sequence[Guide] = (), *, width: float
+) -> float:
   """A legend below the axes with wrapped labels, in as many columns as fit; returns its height in inches."""
   room = width * 72 - 12
   names = [e[0] for e in entries] + [g.label for g in guides]
   widest = max(text_width(n, SMALL) for n in names) + 38
   columns = max(1, min(len(names), int(room // widest)))
   texts = ["\n".join(wrap(n, room / columns - 38, SMALL)) for n in names]
-  handles = [Line2D([], [], color=m.color, ls=m.dash, lw=1.8, marker=m.marker, ms=6, mec="white", mew=0.7)
-             for _, m in entries] + [Line2D([], [], color=SOFT, lw=1.1, ls=(0, (4, 3))) for _ in guides]  # fmt: skip
-  figure.legend(handles, texts, loc="outside lower left", ncols=columns, handlelength=1.9, columnspacing=1.4,
-                labelspacing=0.45, borderaxespad=0.2)  # fmt: skip
+  handles = [
+    Line2D([], [], color=m.color, ls=m.dash, lw=1.8, marker=m.marker, ms=6, mec="white", mew=0.7)
+    for _, m in entries
+  ] + [Line2D([], [], color=SOFT, lw=1.1, ls=(0, (4, 3))) for _ in guides]
+  figure.legend(
+    handles,
+    texts,
+    loc="outside lower left",
+    ncols=columns,
+    handlelength=1.9,
+    columnspacing=1.4,
+    labelspacing=0.45,
+    borderaxespad=0.2,
+  )
   per_column = math.ceil(len(texts) / columns)
-  return max(sum(0.155 * (t.count("\n") + 1) + 0.06 for t in texts[c::columns]) for c in range(columns)) \
-    if columns > 1 else sum(0.155 * (t.count("\n") + 1) + 0.06 for t in texts[:per_column])  # fmt: skip
+  return (
+    max(sum(LINE * (t.count("\n") + 1) + 0.06 for t in texts[c::columns]) for c in range(columns))
+    if columns > 1
+    else sum(LINE * (t.count("\n") + 1) + 0.06 for t in texts[:per_column])
+  )
 
 
 @styled
-def lines(items: Sequence[Series], *, xlabel: str, ylabel: str, guides: Sequence[Guide] = (), floor: float | None = None,
-          log: bool = False, index: bool = False, markers: bool = True) -> Figure:  # fmt: skip
+def lines(
+  items: Sequence[Series],
+  *,
+  xlabel: str,
+  ylabel: str,
+  guides: Sequence[Guide] = (),
+  floor: float | None = None,
+  log: bool = False,
+  index: bool = False,
+  markers: bool = True,
+) -> Figure:
   """Lines over an index (`index`: one tick per whole number) or over steps, the legend below the axes."""
   figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
   axes = figure.add_subplot()
@@ -180,8 +237,17 @@ def lines(items: Sequence[Series], *, xlabel: str, ylabel: str, guides: Sequence
   return figure
 
 
-def finish_lines(axes: Axes, items: Sequence[Series], *, xlabel: str, ylabel: str, width: float,
-                 floor: float | None = None, log: bool = False, index: bool = False) -> None:  # fmt: skip
+def finish_lines(
+  axes: Axes,
+  items: Sequence[Series],
+  *,
+  xlabel: str,
+  ylabel: str,
+  width: float,
+  floor: float | None = None,
+  log: bool = False,
+  index: bool = False,
+) -> None:
   """Scales, ticks and titles of a line plot; the value's name stands upright above the axes."""
   if log:
     axes.set_yscale("log")
@@ -190,7 +256,8 @@ def finish_lines(axes: Axes, items: Sequence[Series], *, xlabel: str, ylabel: st
   else:
     _plain_ticks(axes, "y")
     if floor is not None:
-      axes.set_ylim(bottom=floor)
+      top = axes.dataLim.y1
+      axes.set_ylim(floor, floor + 1.08 * (top - floor) if top > floor else floor + 1)
   if index:
     last = max((max(s.x) for s in items), default=0)
     axes.xaxis.set_major_locator(FixedLocator(list(np.arange(0, last + 1, math.ceil((last + 1) / 14)))))
@@ -199,7 +266,9 @@ def finish_lines(axes: Axes, items: Sequence[Series], *, xlabel: str, ylabel: st
   else:
     _plain_ticks(axes, "x")
   axes.set_xlabel(xlabel, fontsize=SMALL, color=SOFT)
-  axes.set_title("\n".join(wrap(ylabel, width * 72 - 40, SMALL, lines=2)), loc="left", fontsize=SMALL, color=SOFT)
+  axes.set_title(
+    "\n".join(wrap(ylabel, width * 72 - 40, SMALL, lines=2)), loc="left", fontsize=SMALL, color=SOFT
+  )
 
 
 def short_layer(name: str) -> str:
@@ -216,21 +285,35 @@ def _layer_ticks(names: Sequence[str], room: float) -> tuple[list[int], list[str
 
 
 @styled
-def heatmap(matrix: Sequence[Sequence[float | None]], *, rows_name: str, columns_name: str, row_labels: Sequence[str],
-            column_labels: Sequence[str], value_name: str) -> Figure:  # fmt: skip
-  """A matrix of similarities as colours from 0 (or the lowest value below it) to 1, with numbers if there is room."""
+def heatmap(
+  matrix: Sequence[Sequence[float | None]],
+  *,
+  rows_name: str,
+  columns_name: str,
+  row_labels: Sequence[str],
+  column_labels: Sequence[str],
+  value_name: str,
+) -> Figure:
+  """A matrix of similarities as colours from 0 (and below) to 1, with numbers if there is room."""
   values = np.array([[v if finite(v) else math.nan for v in row] for row in matrix], float)
   height, width = values.shape
   cell = min(3.1 / width, 3.1 / height)
   figure = Figure(figsize=(WIDTH, 1.0 + max(1.2, cell * height)), layout="constrained")
   axes = figure.add_subplot()
   axes.grid(False)
-  image = axes.imshow(values, cmap="YlGnBu", vmin=min(0.0, np.nanmin(values, initial=0.0)), vmax=1.0, aspect="equal")
+  image = axes.imshow(values, cmap="YlGnBu", vmin=0.0, vmax=1.0, aspect="equal")
   if max(height, width) <= 8:
     for (i, j), value in np.ndenumerate(values):
       if math.isfinite(value):
-        axes.text(j, i, f"{value:.2f}".replace("0.", ".").replace("-", "−"), ha="center", va="center",
-                  fontsize=SMALL - 0.5, color="white" if value > 0.6 else INK)  # fmt: skip
+        axes.text(
+          j,
+          i,
+          f"{value:.2f}".replace("0.", ".").replace("-", "−"),
+          ha="center",
+          va="center",
+          fontsize=SMALL - 0.5,
+          color="white" if value > 0.6 else INK,
+        )
   positions, texts = _layer_ticks(column_labels, 3.1 * 72)
   axes.set_xticks(positions, texts, rotation=90 if max(map(len, texts)) > 2 else 0)
   axes.set_yticks(*_layer_ticks(row_labels, cell * height * 72))
@@ -242,7 +325,7 @@ def heatmap(matrix: Sequence[Sequence[float | None]], *, rows_name: str, columns
   for spine in axes.spines.values():
     spine.set_visible(False)
   bar = figure.colorbar(image, ax=axes, shrink=0.9, aspect=24, pad=0.03)
-  bar.outline.set_visible(False)   # type: ignore[operator]
+  bar.outline.set_visible(False)  # type: ignore[operator]
   bar.ax.tick_params(length=0)
   bar.ax.yaxis.set_major_formatter(FuncFormatter(tick_text))
   bar.ax.set_title(value_name, fontsize=SMALL, color=SOFT)
@@ -251,16 +334,31 @@ def heatmap(matrix: Sequence[Sequence[float | None]], *, rows_name: str, columns
 
 
 @styled
-def parts(categories: Sequence[str], items: Sequence[tuple[str, Mark, Sequence[tuple[float | None, float | None]]]], *,
-          xlabel: str) -> Figure:  # fmt: skip
-  """Value and half-width per category (top to bottom) and model, models of one category dodged below each other."""
+def parts(
+  categories: Sequence[str],
+  items: Sequence[tuple[str, Mark, Sequence[tuple[float | None, float | None]]]],
+  *,
+  xlabel: str,
+) -> Figure:
+  """Value and half-width per category (top to bottom) and model; models of a category are dodged."""
   pitch = max(0.26, 0.085 * len(items) + 0.1)
   figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
   axes = figure.add_subplot()
   for k, (_, mark, values) in enumerate(items):
     y = np.arange(len(categories)) + ((k + 0.5) / len(items) - 0.5) * (0.085 * len(items) / pitch)
     centre, half = _nan([v for v, _ in values]), _nan([h for _, h in values])
-    axes.errorbar(centre, y, xerr=half, ls="", marker=mark.marker, ms=5.5, color=mark.color, mec="white", mew=0.6, elinewidth=1.6)
+    axes.errorbar(
+      centre,
+      y,
+      xerr=half,
+      ls="",
+      marker=mark.marker,
+      ms=5.5,
+      color=mark.color,
+      mec="white",
+      mew=0.6,
+      elinewidth=1.6,
+    )
   for k in range(1, len(categories)):
     axes.axhline(k - 0.5, color=RC["grid.color"], lw=0.8)
   axes.axvline(0, color=SOFT, lw=1)
@@ -284,15 +382,26 @@ def draw_points(axes: Axes, items: Sequence[Row], *, xlabel: str, width: float) 
   axes.spines["left"].set_visible(False)
   axes.margins(x=0.08)
   _plain_ticks(axes, "x", count=4)
-  axes.set_title("\n".join(wrap(xlabel, width * 72 - 20, SIZE - 1, lines=2)), loc="left", fontsize=SMALL, color=SOFT)
+  axes.set_title(
+    "\n".join(wrap(xlabel, width * 72 - 20, SIZE - 1, lines=2)), loc="left", fontsize=SMALL, color=SOFT
+  )
 
 
 @contextlib.contextmanager
 def paper(models: int) -> Iterator[tuple[Figure, list[Axes]]]:
   """A figure of two by two lettered panels, as wide as a page, for the caller to fill and give a legend."""
-  with matplotlib.rc_context(dict(RC)):
+  with matplotlib.rc_context(RC):
     figure = Figure(figsize=(PAPER_WIDTH, 5.0 + 0.12 * models), layout="constrained")
     axes = list(figure.subplots(2, 2).flat)
     for letter, one in zip("abcd", axes, strict=True):
-      one.text(-0.02, 1.02, f"({letter})", transform=one.transAxes, ha="right", va="bottom", fontsize=SMALL, weight="bold")
+      one.text(
+        -0.02,
+        1.02,
+        f"({letter})",
+        transform=one.transAxes,
+        ha="right",
+        va="bottom",
+        fontsize=SMALL,
+        weight="bold",
+      )
     yield figure, axes

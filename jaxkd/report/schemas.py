@@ -1,4 +1,5 @@
-"""Checks of what the report is handed: the right schema version, every key that gets drawn, matching lengths."""
+"""Checks of what the report is handed: the right schema version, every key that gets drawn, matching
+lengths."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,10 +33,12 @@ def _mapping(value: Any, where: str) -> None:
 
 def _optional(check: Check) -> Check:
   """null is allowed, and so is a missing key."""
+
   def optional(value: Any, where: str) -> None:
     if value is not None:
       check(value, where)
-  optional.missing_ok = True   # type: ignore[attr-defined]
+
+  optional.missing_ok = True  # type: ignore[attr-defined]
   return optional
 
 
@@ -45,27 +48,34 @@ def _list(check: Check, *, least: int = 0) -> Check:
       _fail(where, value, f"a list with at least {least} entries" if least else "a list")
     for k, item in enumerate(value):
       check(item, f"{where}[{k}]")
+
   return each
 
 
 def _values(check: Check) -> Check:
   """An object whose keys are free and whose values all pass the check."""
+
   def each(value: Any, where: str) -> None:
     _mapping(value, where)
     for key, item in value.items():
       check(item, f"{where}.{key}")
+
   return each
 
 
 def _object(**checks: Check) -> Check:
   """An object with these keys; others are ignored, so that a writer may say more than the page shows."""
+
   def each(value: Any, where: str) -> None:
     _mapping(value, where)
     for key, check in checks.items():
       if key in value:
         check(value[key], f"{where}.{key}")
       elif not hasattr(check, "missing_ok"):
-        raise ValueError(f"{where}.{key} is missing; {where} has {', '.join(sorted(map(str, value))) or 'no keys'}")
+        raise ValueError(
+          f"{where}.{key} is missing; {where} has {', '.join(sorted(map(str, value))) or 'no keys'}"
+        )
+
   return each
 
 
@@ -77,40 +87,110 @@ def _pair(value: Any, where: str) -> None:
 _INTERVAL = _object(value=_number, low=_number, high=_number)
 _MATRIX = _list(_list(_number, least=1), least=1)
 _SUMMARY = _object(mean=_number, low=_number, high=_number)
-_SERIES = _object(mean=_list(_number), low=_optional(_list(_number)), high=_optional(_list(_number)),
-                  step=_optional(_list(_number)))  # fmt: skip
+_SERIES = _object(
+  mean=_list(_number),
+  low=_optional(_list(_number)),
+  high=_optional(_list(_number)),
+  step=_optional(_list(_number)),
+)
 _FRAME: dict[str, Check] = dict(date=_text, command=_text, hardware=_text, versions=_mapping)
 _ATTENTION = _object(
-  images=_number, uniform_distance=_number, mean_distance=_MATRIX, entropy=_optional(_MATRIX),
-  cls_dispersion=_optional(_MATRIX), collapsed=_list(_list(lambda value, where: None)),
+  images=_number,
+  uniform_distance=_number,
+  mean_distance=_MATRIX,
+  entropy=_optional(_MATRIX),
+  cls_dispersion=_optional(_MATRIX),
+  collapsed=_list(_list(lambda value, where: None)),
   layer_distance=_object(mean=_list(_number, least=1), stderr=_list(_number, least=1)),
-)  # fmt: skip
-_HESSIAN = _object(trace=_number, stderr=_number, probes=_number, images=_number, loss=_optional(_number),
-                   per_block=_optional(_values(_pair)))  # fmt: skip
+)
+_HESSIAN = _object(
+  trace=_number,
+  stderr=_number,
+  probes=_number,
+  images=_number,
+  loss=_optional(_number),
+  per_block=_optional(_values(_pair)),
+)
 _MODEL = _object(
-  name=_text, checkpoint=_text, model=_text, parameters=_number, differs=_mapping, accuracy=_values(_INTERVAL),
-  hessian=_optional(_HESSIAN), attention=_optional(_ATTENTION), digest=_optional(_text), step=_optional(_number),
-)  # fmt: skip
-_CKA = _object(a=_text, b=_text, layers_a=_list(_text), layers_b=_list(_text), matrix=_MATRIX, images=_number,
-               estimator=_text)  # fmt: skip
-_FORENSICS = _object(**_FRAME, data=_object(name=_text, split=_text, images=_number, classes=_number),
-                     models=_list(_MODEL, least=1), cka=_list(_CKA))  # fmt: skip
-_METRIC = _object(key=_text, label=_text, unit=_text, scale=_number, digits=_number, higher_is=_optional(_text))
-_ARM = _object(label=_text, description=_text, runs=_list(_object(seed=_number), least=1), summary=_values(_SUMMARY),
-               distance_per_layer=_optional(_list(_list(_number))), terms=_optional(_values(_mapping)))  # fmt: skip
-_COMPARISON = _object(metric=_text, a=_text, b=_text, mean=_number, low=_number, high=_number, p_holm=_number,
-                      n=_number, level=_number)  # fmt: skip
+  name=_text,
+  checkpoint=_text,
+  model=_text,
+  parameters=_number,
+  differs=_mapping,
+  accuracy=_values(_INTERVAL),
+  hessian=_optional(_HESSIAN),
+  attention=_optional(_ATTENTION),
+  digest=_optional(_text),
+  step=_optional(_number),
+)
+_CKA = _object(
+  a=_text,
+  b=_text,
+  layers_a=_list(_text),
+  layers_b=_list(_text),
+  matrix=_MATRIX,
+  images=_number,
+  estimator=_text,
+)
+_FORENSICS = _object(
+  **_FRAME,
+  data=_object(name=_text, split=_text, images=_number, classes=_number),
+  models=_list(_MODEL, least=1),
+  cka=_list(_CKA),
+)
+_METRIC = _object(
+  key=_text, label=_text, unit=_text, scale=_number, digits=_number, higher_is=_optional(_text)
+)
+_ARM = _object(
+  label=_text,
+  description=_text,
+  runs=_list(_object(seed=_number), least=1),
+  summary=_values(_SUMMARY),
+  distance_per_layer=_optional(_list(_list(_number))),
+  terms=_optional(_values(_mapping)),
+)
+_COMPARISON = _object(
+  metric=_text,
+  a=_text,
+  b=_text,
+  mean=_number,
+  low=_number,
+  high=_number,
+  p_holm=_number,
+  n=_number,
+  level=_number,
+)
 _VERDICT = _object(claim=_text, metric=_text, verdict=_text, reason=_text, order=_list(_text))
-_CURVE = _object(step=_list(_number), train_loss=_optional(_SERIES), validation_accuracy=_optional(_SERIES),
-                 terms=_optional(_values(_list(_number))), gradient_share=_optional(_values(_list(_number))))  # fmt: skip
+_CURVE = _object(
+  step=_list(_number),
+  train_loss=_optional(_SERIES),
+  validation_accuracy=_optional(_SERIES),
+  terms=_optional(_values(_list(_number))),
+  gradient_share=_optional(_values(_list(_number))),
+)
 _STUDY = _object(
-  **_FRAME, name=_text, question=_text, seeds=_list(_number, least=1), conditions=_list(_text), warnings=_list(_text),
-  data=_object(name=_text), student=_object(model=_text, parameters=_number), metrics=_list(_METRIC, least=1),
-  arms=_values(_ARM), baseline=_text, teachers=_list(_object(label=_text, rows=_list(_pair))),
-  comparisons=_list(_COMPARISON), verdicts=_list(_VERDICT), curves=_optional(_values(_CURVE)),
-)  # fmt: skip
-_TRAINING = _object(name=_text, rows=_list(_object(step=_number), least=1), config=_optional(_mapping),
-                    **{key: _optional(check) for key, check in _FRAME.items()})  # fmt: skip
+  **_FRAME,
+  name=_text,
+  question=_text,
+  seeds=_list(_number, least=1),
+  conditions=_list(_text),
+  warnings=_list(_text),
+  data=_object(name=_text),
+  student=_object(model=_text, parameters=_number),
+  metrics=_list(_METRIC, least=1),
+  arms=_values(_ARM),
+  baseline=_text,
+  teachers=_list(_object(label=_text, rows=_list(_pair))),
+  comparisons=_list(_COMPARISON),
+  verdicts=_list(_VERDICT),
+  curves=_optional(_values(_CURVE)),
+)
+_TRAINING = _object(
+  name=_text,
+  rows=_list(_object(step=_number), least=1),
+  config=_optional(_mapping),
+  **{key: _optional(check) for key, check in _FRAME.items()},
+)
 
 
 def _open(value: Any, schema: str, check: Check, root: str) -> None:
@@ -118,7 +198,8 @@ def _open(value: Any, schema: str, check: Check, root: str) -> None:
     raise ValueError(f"{root} is a {type(value).__name__}, expected an object with schema {schema!r}")
   if value.get("schema") != schema:
     raise ValueError(
-      f"{root}.schema is {value.get('schema')!r}; this version reads {schema!r}: write the file again with this version"
+      f"{root}.schema is {value.get('schema')!r}; this version reads {schema!r}: write the file again with "
+      "this version"
     )
   check(value, root)
 
@@ -147,7 +228,8 @@ def _check_attention(attention: Mapping[str, Any], where: str) -> None:
   for side in ("mean", "stderr"):
     if len(attention["layer_distance"][side]) != layers:
       raise ValueError(
-        f"{where}.layer_distance.{side} has {len(attention['layer_distance'][side])} layers, mean_distance {layers}"
+        f"{where}.layer_distance.{side} has {len(attention['layer_distance'][side])} layers, mean_distance "
+        f"{layers}"
       )
 
 

@@ -11,14 +11,30 @@ from jaxkd.report.plots import Guide, Row, Series
 from jaxkd.report.style import PAPER_WIDTH, term_marks
 from jaxkd.report.text import finite, interval, listing, number, percent, plural, slugs
 
-POINTS = 400   # a curve is drawn with at most this many points
+POINTS = 400  # a curve is drawn with at most this many points
 CURVES = (
-  ("train_loss", "Training loss", "training loss",
-   "Total training loss (every term times its weight). Arms have different terms, so compare the shapes, not the heights."),
-  ("validation_accuracy", "Validation accuracy", "validation accuracy (%)",
-   "Accuracy on the validation images, from which the checkpoints are chosen; the test images play no part."),
-)  # fmt: skip
-RUN_VALUES = {"loss": "total loss", "validation_accuracy": "validation accuracy (%)", "lr": "learning rate"}
+  (
+    "train_loss",
+    "Training loss",
+    "training loss",
+    "Total training loss (every term times its weight). Arms have different terms, so compare the shapes, "
+    "not the heights.",
+  ),
+  (
+    "validation_accuracy",
+    "Validation accuracy",
+    "validation accuracy (%)",
+    "Accuracy on the validation images, from which the checkpoints are chosen; the test images play no part.",
+  ),
+)
+RUN_VALUES = {
+  "loss": ("total loss", "Sum of all terms, each times its weight, on the training images; lower is better."),
+  "validation_accuracy": (
+    "validation accuracy (%)",
+    "Accuracy on the validation images, which choose the checkpoint.",
+  ),
+  "lr": ("learning rate", "Step size of the optimiser after warm-up and schedule."),
+}
 
 
 def shown(value: Any, metric: Mapping[str, Any]) -> float | None:
@@ -27,12 +43,12 @@ def shown(value: Any, metric: Mapping[str, Any]) -> float | None:
 
 
 def axis_name(metric: Mapping[str, Any]) -> str:
-  """`Accuracy (cls head) (%)`."""
-  return f"{metric['label']} ({metric['unit']})" if metric["unit"] else metric["label"]
+  """`Accuracy (cls head), %`."""
+  return f"{metric['label']}, {metric['unit']}" if metric["unit"] else metric["label"]
 
 
 def _direction(metric: Mapping[str, Any]) -> str:
-  return f", right is {metric['higher_is']}" if metric.get("higher_is") else ""
+  return f", → {metric['higher_is']}" if metric.get("higher_is") else ""
 
 
 def _arm_rows(study: Mapping[str, Any], metric: Mapping[str, Any], marks: Marks) -> list[Row]:
@@ -50,33 +66,40 @@ def _arm_rows(study: Mapping[str, Any], metric: Mapping[str, Any], marks: Marks)
   return items
 
 
-def seeds(study: Mapping[str, Any], metric: Mapping[str, Any], marks: Marks, *, uniform: float | None = None) -> Panel | None:
+def seeds(
+  study: Mapping[str, Any], metric: Mapping[str, Any], marks: Marks, *, uniform: float | None = None
+) -> Panel | None:
   """One metric per arm: every seed as a dot, the mean and its interval."""
   items = _arm_rows(study, metric, marks)
   if not items:
     return None
   count = plural(len(study["seeds"]), "seed")
   read = (
-    f"{metric['label']} of every arm. Each pale dot is one seed; the marker above is the mean, the bar its 95 % t interval "
+    f"{metric['label']} of every arm. Each pale dot is one seed; the marker above is the mean, the bar its "
+    "95 % t interval "
     f"over {count}."
   )
   higher = f" Higher is {metric['higher_is']}." if metric.get("higher_is") else ""
   unit = f" {metric['unit']}" if metric["unit"] else ""
-  shows = f"Means, {ranking({r.label: r.value for r in items}, metric['digits'], unit)}."
+  shows = f"Means: {ranking({r.label: r.value for r in items}, metric['digits'], unit)}."
   guides = [Guide(uniform, "uniform attention")] if metric["key"] == "mean_distance" and uniform else []
   figure = plots.rows(items, xlabel=axis_name(metric) + _direction(metric), guides=guides)
   return Panel(f"study_{metric['key']}", metric["label"], read + higher, shows, figure)
 
 
-def against_baseline(study: Mapping[str, Any], metric: str) -> list[tuple[str, float | None, float | None, float | None, Any]]:
+def against_baseline(
+  study: Mapping[str, Any], metric: str
+) -> list[tuple[str, float | None, float | None, float | None, Any]]:
   """Arm, difference arm - baseline, its interval, and the comparison, in the order of the arms."""
   base, found = study["baseline"], {}
   for row in study["comparisons"]:
     if row["metric"] == metric and row["a"] == base:
       found[row["b"]] = (row["mean"], row["low"], row["high"], row)
-    elif row["metric"] == metric and row["b"] == base:   # stored the other way round: a - b has the ends swapped
+    elif (
+      row["metric"] == metric and row["b"] == base
+    ):  # stored the other way round: a - b has the ends swapped
       ends = [-x if finite(x) else None for x in (row["mean"], row["high"], row["low"])]
-      found[row["a"]] = (*ends, row)   # type: ignore[assignment]
+      found[row["a"]] = (*ends, row)  # type: ignore[assignment]
   return [(arm, *found[arm]) for arm in study["arms"] if arm in found]
 
 
@@ -96,16 +119,27 @@ def forest(study: Mapping[str, Any], metric: Mapping[str, Any], marks: Marks) ->
     return None
   level = percent(next(iter(levels))) if len(levels) == 1 else "Holm-adjusted 95 %"
   read = (
-    f"{metric['label']}: difference of each arm to {base}, paired by seed, with {level} intervals. A bar that crosses the "
+    f"{metric['label']}: difference of each arm to {base}, paired by seed, with {level} intervals. A bar "
+    "that crosses the "
     "line at 0 leaves the sign of the difference open."
   )
-  clear = [r.label for r in items if finite(r.low) and finite(r.high) and (r.low > 0 or r.high < 0)]   # type: ignore[operator]
-  shows = f"The interval excludes 0 for {listing(clear)}." if clear else "Every interval includes 0." \
-    if any(finite(r.low) for r in items) else "Too few seeds for an interval."  # fmt: skip
+  clear = [r.label for r in items if finite(r.low) and finite(r.high) and (r.low > 0 or r.high < 0)]  # type: ignore[operator]
+  shows = (
+    f"The interval excludes 0 for {listing(clear)}."
+    if clear
+    else "Every interval includes 0."
+    if any(finite(r.low) for r in items)
+    else "Too few seeds for an interval."
+  )
   unit = "percentage points" if metric["unit"] == "%" else metric["unit"]
   name = f"difference to {base}" + (f" ({unit})" if unit else "") + _direction(metric)
-  return Panel(f"difference_{metric['key']}", f"{metric['label']}, against the baseline", read, shows,
-               plots.rows(items, xlabel=name, zero=True))  # fmt: skip
+  return Panel(
+    f"difference_{metric['key']}",
+    f"{metric['label']}, against the baseline",
+    read,
+    shows,
+    plots.rows(items, xlabel=name, zero=True),
+  )
 
 
 def _depth_series(study: Mapping[str, Any], marks: Marks) -> list[Series]:
@@ -125,13 +159,20 @@ def depth(study: Mapping[str, Any], marks: Marks, *, uniform: float | None = Non
   if not items:
     return None
   read = (
-    "Mean attention distance (patches) of each block, from 0, the first. Thick lines are means over seeds, thin lines the "
+    "Mean attention distance (patches) of each block, from 0, the first. Thick lines are means over seeds, "
+    "thin lines the "
     "seeds themselves, bands span the lowest to the highest seed. Higher is more global."
   )
-  shows = f"Averaged over blocks, {ranking({s.label: mean(s.y) for s in items}, 2)}.{widest_gap(items, 2)}"
+  shows = f"Averaged over blocks: {ranking({s.label: mean(s.y) for s in items}, 2)}.{widest_gap(items, 2)}"
   guides = [Guide(uniform, f"uniform attention ({number(uniform, 2)})")] if uniform else []
-  figure = plots.lines(items, xlabel="block (0 = first)", ylabel="mean attention distance (patches)", floor=0.0, index=True,
-                       guides=guides)  # fmt: skip
+  figure = plots.lines(
+    items,
+    xlabel="block (0 = first)",
+    ylabel="mean attention distance (patches)",
+    floor=0.0,
+    index=True,
+    guides=guides,
+  )
   return Panel("study_distance_per_layer", "Attention distance over depth, all seeds", read, shows, figure)
 
 
@@ -143,9 +184,11 @@ def thinned(values: Sequence[Any]) -> list[float | None]:
 
 def _curve(label: str, mark: Any, steps: Sequence[float], curve: Mapping[str, Any], scale: float) -> Series:
   steps = curve.get("step") or steps
+
   def column(key: str) -> list[float | None] | None:
     values = curve.get(key)
     return None if values is None else [v * scale if v is not None else None for v in thinned(values)]
+
   y = column("mean") or []
   return Series(label, mark, [v or 0.0 for v in thinned(steps)][: len(y)], y, column("low"), column("high"))
 
@@ -162,11 +205,15 @@ def curve_panels(study: Mapping[str, Any], marks: Marks) -> list[Panel]:
         items.append(_curve(label, marks[label], curves["step"], curves[key], scale))
     if not items:
       continue
-    band = " Lines are means over seeds, bands their intervals." if any(s.low is not None for s in items) else ""
+    band = (
+      " Lines are means over seeds, bands their intervals." if any(s.low is not None for s in items) else ""
+    )
     last = {s.label: next((v for v in reversed(s.y) if finite(v)), None) for s in items}
     digits, unit = (1, " %") if key == "validation_accuracy" else (3, "")
     figure = plots.lines(items, xlabel="step", ylabel=ylabel, markers=False)
-    panels.append(Panel(f"curves_{key}", title, read + band, f"At the end, {ranking(last, digits, unit)}.", figure))
+    panels.append(
+      Panel(f"curves_{key}", title, read + band, f"At the end: {ranking(last, digits, unit)}.", figure)
+    )
   return panels
 
 
@@ -189,39 +236,54 @@ def _term_series(steps: Sequence[float], columns: Mapping[str, Sequence[Any]], t
 
 def _share_panel(key: str, title: str, items: Sequence[Series]) -> Panel:
   read = (
-    "Size of the gradient that each loss term, times its weight, sends to the student. A term near 0 does nothing, "
+    "Size of the gradient that each loss term, times its weight, sends to the student. A term near 0 does "
+    "nothing, "
     "whatever its value."
   )
   average = {s.label: mean(s.y) for s in items}
   figure = plots.lines(items, xlabel="step", ylabel="gradient share", floor=0.0, markers=False)
-  return Panel(key, title, read, f"Averaged over training, {ranking(average, 3)}.", figure)
+  return Panel(key, title, read, f"Averaged over training: {ranking(average, 3)}.", figure)
 
 
 def summary(study: Mapping[str, Any], marks: Marks, *, uniform: float | None = None) -> Figure:
-  """Four panels for a paper: accuracy, attention distance over depth, curvature, and the second attention metric."""
+  """Four panels for a paper: accuracy, attention distance over depth, curvature, CLS dispersion."""
   width = PAPER_WIDTH / 2
   known = {m["key"]: m for m in study["metrics"]}
   wanted = [known[k] for k in ("accuracy_cls", "hessian_trace", "cls_dispersion") if k in known]
   wanted += [m for m in study["metrics"] if m not in wanted]
   depth_items = _depth_series(study, marks)
+  guide = [Guide(uniform, "uniform attention")] if uniform and depth_items else []
   with plots.paper(len(study["arms"])) as (figure, axes):
     for one, metric in zip([axes[0], *axes[2:]], wanted, strict=False):
       plots.draw_points(one, _arm_rows(study, metric, marks), xlabel=axis_name(metric), width=width)
     if depth_items:
-      plots.draw_lines(axes[1], depth_items, guides=[Guide(uniform, "uniform")] if uniform else ())
-      plots.finish_lines(axes[1], depth_items, xlabel="block", ylabel="mean attention distance (patches)", index=True,
-                         width=width, floor=0)  # fmt: skip
-    plots.legend(figure, [(a["label"], marks[a["label"]]) for a in study["arms"].values()], width=PAPER_WIDTH)
+      plots.draw_lines(axes[1], depth_items, guides=guide)
+      plots.finish_lines(
+        axes[1],
+        depth_items,
+        xlabel="block",
+        ylabel="mean attention distance (patches)",
+        index=True,
+        width=width,
+        floor=0,
+      )
+    plots.legend(
+      figure, [(a["label"], marks[a["label"]]) for a in study["arms"].values()], guide, width=PAPER_WIDTH
+    )
   return figure
 
 
-def study_panels(study: Mapping[str, Any], marks: Marks, *, uniform: float | None = None) -> dict[str, list[Panel]]:
+def study_panels(
+  study: Mapping[str, Any], marks: Marks, *, uniform: float | None = None
+) -> dict[str, list[Panel]]:
   """All figures of a study by section: accuracy, locality, other metrics, differences, training, shares."""
   accuracy = [m for m in study["metrics"] if m["key"].startswith("accuracy")]
   local = [m for m in study["metrics"] if m["key"] in {"mean_distance", "cls_dispersion", "collapsed_heads"}]
   rest = [m for m in study["metrics"] if m not in accuracy and m not in local]
+
   def each(metrics: Sequence[Mapping[str, Any]]) -> list[Panel]:
     return [p for m in metrics if (p := seeds(study, m, marks, uniform=uniform))]
+
   over_depth = depth(study, marks, uniform=uniform)
   return {
     "accuracy": each(accuracy),
@@ -256,10 +318,13 @@ def run_columns(run: Mapping[str, Any]) -> dict[str, tuple[list[float], list[flo
 def training_panels(run: Mapping[str, Any], marks: Marks) -> list[Panel]:
   """Total loss, terms, validation accuracy, learning rate and gradient shares of one run."""
   columns = run_columns(run)
-  grouped = {g: {k[len(g) + 1 :]: c for k, c in columns.items() if k.startswith(g + "/")} for g in ("terms", "gradient_share")}
+  grouped = {
+    g: {k[len(g) + 1 :]: c for k, c in columns.items() if k.startswith(g + "/")}
+    for g in ("terms", "gradient_share")
+  }
   terms = term_marks([*grouped["terms"], *grouped["gradient_share"]])
   panels = []
-  for key, ylabel in RUN_VALUES.items():
+  for key, (ylabel, read) in RUN_VALUES.items():
     if key in columns:
       steps, values = columns[key]
       scale = 100.0 if key == "validation_accuracy" else 1.0
@@ -267,8 +332,8 @@ def training_panels(run: Mapping[str, Any], marks: Marks) -> list[Panel]:
       kept = [(v, s) for v, s in zip(item.y, item.x, strict=True) if v is not None and finite(v)]
       best = (max if key != "loss" else min)(kept, default=(None, 0.0))
       word = "Lowest" if key == "loss" else "Highest"
-      shows = f"{word} at step {number(round(best[1]))}: {number(best[0])}; at the end {number(kept[-1][0] if kept else None)}."
-      read = f"The {ylabel.removesuffix(' (%)')} of the run over its steps."
+      last = number(kept[-1][0] if kept else None)
+      shows = f"{word} at step {number(round(best[1]))}: {number(best[0])}; at the end {last}."
       figure = plots.lines([item], xlabel="step", ylabel=ylabel, markers=False)
       panels.append(Panel(key, ylabel.removesuffix(" (%)").capitalize(), read, shows, figure))
   for group, by_term in grouped.items():
@@ -281,5 +346,5 @@ def training_panels(run: Mapping[str, Any], marks: Marks) -> list[Panel]:
       last = {s.label: next((v for v in reversed(s.y) if finite(v)), None) for s in items}
       read = "Value of every loss term before its weight" + (", on a logarithmic axis." if log else ".")
       figure = plots.lines(items, xlabel="step", ylabel="value of the term", log=log, markers=False)
-      panels.append(Panel("terms", "Loss terms", read, f"At the end, {ranking(last, None)}.", figure))
+      panels.append(Panel("terms", "Loss terms", read, f"At the end: {ranking(last, None)}.", figure))
   return panels

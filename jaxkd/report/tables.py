@@ -10,12 +10,27 @@ from rich.text import Text
 
 from jaxkd.report.figures import Marks, distance_scale, flat, mean
 from jaxkd.report.schemas import check_study
-from jaxkd.report.style import Mark
 from jaxkd.report.study_figures import axis_name, run_columns, shown
-from jaxkd.report.text import MISSING, cleaned, finite, interval, listing, number, percent, probability, setting
+from jaxkd.report.style import Mark
+from jaxkd.report.text import (
+  MISSING,
+  cleaned,
+  error_digits,
+  finite,
+  interval,
+  number,
+  percent,
+  probability,
+  setting,
+)
 
-CONSOLE = {"accuracy_cls": "Accuracy", "mean_distance": "Attention\ndistance", "cls_dispersion": "CLS\ndispersion",
-           "collapsed_heads": "Collapsed\nheads", "hessian_trace": "Hessian\ntrace"}  # fmt: skip
+CONSOLE = {
+  "accuracy_cls": "Accuracy",
+  "mean_distance": "Attention\ndistance",
+  "cls_dispersion": "CLS\ndispersion",
+  "collapsed_heads": "Collapsed\nheads",
+  "hessian_trace": "Hessian\ntrace",
+}
 SIGNS = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
 COLORS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 
@@ -23,6 +38,7 @@ COLORS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 @dataclass(frozen=True)
 class Cell:
   """One entry: main text, a smaller second line, a model's mark or a verdict's badge."""
+
   text: str
   sub: str = ""
   mark: Mark | None = None
@@ -32,6 +48,7 @@ class Cell:
 @dataclass(frozen=True)
 class Table:
   """A table of the page. `numeric` holds the columns set right-aligned in tabular figures."""
+
   caption: str
   columns: Sequence[str]
   rows: Sequence[Sequence[Cell]]
@@ -48,15 +65,30 @@ def models_table(result: Mapping[str, Any], marks: Marks) -> Table:
   """The main numbers of every model of a forensics result with their uncertainty."""
   attentive = [m for m in result["models"] if m.get("attention")]
   factor, unit, _ = distance_scale(attentive) if attentive else ((lambda m: 1.0), "patches", 0.0)
-  columns = ["Model", "Accuracy, cls head (%)", f"Attention distance ({unit})", "CLS dispersion (patches²)",
-             "Collapsed heads", "Hessian trace"]  # fmt: skip
+  columns = [
+    "Model",
+    "Accuracy, cls head (%)",
+    f"Attention distance ({unit})",
+    "CLS dispersion (patches²)",
+    "Collapsed heads",
+    "Hessian trace",
+  ]
   rows = []
   for m in result["models"]:
     name = Cell(m["name"], f"{m['model']}, {number(m['parameters'])} parameters", marks[m["name"]])
-    rows.append([name, _accuracy_cell(m), *_attention_cells(m, factor(m) if m.get("attention") else 1.0), _trace_cell(m)])
+    rows.append(
+      [
+        name,
+        _accuracy_cell(m),
+        *_attention_cells(m, factor(m) if m.get("attention") else 1.0),
+        _trace_cell(m),
+      ]
+    )
   note = (
-    "Second lines: accuracy, Wilson 95 % interval over images; distance, standard error over images (mean of the blocks' errors, "
-    "an upper bound); trace, standard error over probes. Distance and dispersion are means over blocks and heads."
+    "Second lines: accuracy, Wilson 95 % interval over images; distance, standard error over images (mean "
+    "of the blocks' errors, "
+    "an upper bound); trace, standard error over probes. Distance and dispersion are means over blocks and "
+    "heads."
   )
   return Table("The models in numbers", columns, rows, _numeric(1, columns), note)
 
@@ -76,15 +108,20 @@ def _attention_cells(model: Mapping[str, Any], factor: float) -> list[Cell]:
   distance, error = mean(flat(a["mean_distance"])), mean(a["layer_distance"]["stderr"])
   collapsed = flat(a["collapsed"])
   return [
-    Cell(number(None if distance is None else distance * factor, 2), f"± {number(None if error is None else error * factor, 2)}"),
+    Cell(
+      number(None if distance is None else distance * factor, 2),
+      f"± {number(None if error is None else error * factor, 2)}",
+    ),
     Cell(number(mean(flat(a["cls_dispersion"])), 2) if a.get("cls_dispersion") else MISSING),
     Cell(number(sum(map(bool, collapsed))), f"of {len(collapsed)}"),
   ]
 
 
 def _trace_cell(model: Mapping[str, Any]) -> Cell:
-  h = model.get("hessian")
-  return Cell(number(h["trace"]), f"± {number(h['stderr'])}") if h else Cell(MISSING)
+  if not (h := model.get("hessian")):
+    return Cell(MISSING)
+  digits = error_digits(h["stderr"])
+  return Cell(number(h["trace"], digits), f"± {number(h['stderr'], digits)}")
 
 
 def heads_table(result: Mapping[str, Any], marks: Marks) -> Table | None:
@@ -112,7 +149,9 @@ def differences_table(result: Mapping[str, Any], marks: Marks) -> Table | None:
   rows = []
   for k, m in enumerate(result["models"]):
     words = "; ".join(f"{key} = {setting(value)}" for key, value in m["differs"].items())
-    rows.append([Cell(m["name"], mark=marks[m["name"]]), Cell("the reference" if not k else words or "nothing")])
+    rows.append(
+      [Cell(m["name"], mark=marks[m["name"]]), Cell("the reference" if not k else words or "nothing")]
+    )
   return Table(f"What differs in the configuration from {first}", ["Model", "Settings"], rows)
 
 
@@ -122,15 +161,27 @@ def sources_table(result: Mapping[str, Any], marks: Marks) -> Table:
   rows = []
   for m in result["models"]:
     grid = " × ".join(map(str, m["grid"])) if m.get("grid") else MISSING
-    rows.append([Cell(m["name"], m["model"], marks[m["name"]]), Cell(m["checkpoint"]), Cell((m.get("digest") or MISSING)[:16]),
-                 Cell(number(m.get("step"))), Cell(grid), Cell(number(m.get("special_tokens")))])  # fmt: skip
+    rows.append(
+      [
+        Cell(m["name"], m["model"], marks[m["name"]]),
+        Cell(m["checkpoint"]),
+        Cell((m.get("digest") or MISSING)[:16]),
+        Cell(number(m.get("step"))),
+        Cell(grid),
+        Cell(number(m.get("special_tokens"))),
+      ]
+    )
   return Table("Checkpoints", columns, rows, frozenset({3, 4, 5}))
 
 
-def pairs_table(caption: str, values: Mapping[str, Any], columns: Sequence[str] = ("Setting", "Value")) -> Table:
+def pairs_table(
+  caption: str, values: Mapping[str, Any], columns: Sequence[str] = ("Setting", "Value")
+) -> Table:
   """Two columns of keys and values."""
-  rows = [[Cell(str(k)), Cell(number(v) if isinstance(v, int) and not isinstance(v, bool) else setting(v))]
-          for k, v in values.items()]  # fmt: skip
+  rows = [
+    [Cell(str(k)), Cell(number(v) if isinstance(v, int) and not isinstance(v, bool) else setting(v))]
+    for k, v in values.items()
+  ]
   return Table(caption, list(columns), rows)
 
 
@@ -148,16 +199,22 @@ def arms_table(study: Mapping[str, Any], marks: Marks) -> Table:
   for arm in study["arms"].values():
     name = Cell(arm["label"], arm["description"], marks[arm["label"]])
     rows.append([name, *(_summary_cell(arm["summary"].get(m["key"]), m) for m in study["metrics"])])
-  note = f"Means over {len(study['seeds'])} seeds; second lines: 95 % t intervals over seeds." if len(study["seeds"]) > 1 \
-    else "One seed: there is no interval, and no ordering can be decided."  # fmt: skip
+  note = (
+    f"Means over {len(study['seeds'])} seeds; second lines: 95 % t intervals over seeds."
+    if len(study["seeds"]) > 1
+    else "One seed: there is no interval, and no ordering can be decided."
+  )
   return Table("Every arm in numbers", columns, rows, _numeric(1, columns), note)
 
 
 def verdicts_table(study: Mapping[str, Any]) -> Table:
   """The verdict on every hypothesis with its reason."""
-  rows = [[Cell(v["claim"]), Cell(v["verdict"], badge=v["verdict"]), Cell(v["reason"])] for v in study["verdicts"]]
+  rows = [
+    [Cell(v["claim"]), Cell(v["verdict"], badge=v["verdict"]), Cell(v["reason"])] for v in study["verdicts"]
+  ]
   note = (
-    "Supported: the Holm-adjusted 95 % paired t intervals over seeds lie on the claimed side; contradicted: on the other side; "
+    "Supported: the Holm-adjusted 95 % paired t intervals over seeds lie on the claimed side; "
+    "contradicted: on the other side; "
     "undecided: 0 is inside. Undecided is not evidence of equality."
   )
   return Table("Hypotheses and verdicts", ["Hypothesis", "Verdict", "Why"], rows, note=note)
@@ -172,18 +229,33 @@ def comparisons_table(study: Mapping[str, Any]) -> Table:
   for c in study["comparisons"]:
     m = known[c["metric"]]
     value, low, high = (shown(c[k], m) for k in ("mean", "low", "high"))
-    rows.append([Cell(axis_name(m)), Cell(f"{label[c['b']]} − {label[c['a']]}"), Cell(number(value, m["digits"], sign=True)),
-                 Cell(interval(low, high, m["digits"], sign=True)), Cell(percent(c["level"])), Cell(probability(c.get("p"))),
-                 Cell(probability(c["p_holm"])), Cell(number(c["n"]))])  # fmt: skip
+    rows.append(
+      [
+        Cell(axis_name(m)),
+        Cell(f"{label[c['b']]} − {label[c['a']]}"),
+        Cell(number(value, m["digits"], sign=True)),
+        Cell(interval(low, high, m["digits"], sign=True)),
+        Cell(percent(c["level"])),
+        Cell(probability(c.get("p"))),
+        Cell(probability(c["p_holm"])),
+        Cell(number(c["n"])),
+      ]
+    )
   return Table("Paired differences over seeds", columns, rows, _numeric(2, columns), header_column=False)
 
 
 def seeds_table(study: Mapping[str, Any], marks: Marks) -> Table:
   """Every run of every arm."""
   columns = ["Arm", "Seed", *(axis_name(m) for m in study["metrics"])]
-  rows = [[Cell(arm["label"], mark=marks[arm["label"]]), Cell(number(run["seed"])),
-           *(Cell(number(shown(run.get(m["key"]), m), m["digits"])) for m in study["metrics"])]
-          for arm in study["arms"].values() for run in arm["runs"]]  # fmt: skip
+  rows = [
+    [
+      Cell(arm["label"], mark=marks[arm["label"]]),
+      Cell(number(run["seed"])),
+      *(Cell(number(shown(run.get(m["key"]), m), m["digits"])) for m in study["metrics"]),
+    ]
+    for arm in study["arms"].values()
+    for run in arm["runs"]
+  ]
   return Table("Every run", columns, rows, _numeric(1, columns))
 
 
@@ -202,17 +274,23 @@ def teacher_tables(study: Mapping[str, Any]) -> list[Table]:
   for t in study["teachers"]:
     facts = [str(t[k]) for k in ("model", "trained_on") if t.get(k)]
     facts += [f"{number(t['parameters'])} parameters"] if t.get("parameters") else []
-    rows = [[Cell(str(what)), Cell(value if isinstance(value, str) else number(value, 3 if isinstance(value, float) else 0))]
-            for what, value in t["rows"]]  # fmt: skip
-    note = listing(facts).capitalize() if facts else ""
-    tables.append(Table(t["label"], ["Measured", "Value"], rows, frozenset({1}), note))
+    rows = [
+      [
+        Cell(str(what)),
+        Cell(value if isinstance(value, str) else number(value, 3 if isinstance(value, float) else 0)),
+      ]
+      for what, value in t["rows"]
+    ]
+    tables.append(Table(t["label"], ["Measured", "Value"], rows, frozenset({1}), " · ".join(facts)))
   return tables
 
 
 def run_table(run: Mapping[str, Any]) -> Table:
   """First and last value of every logged number."""
-  rows = [[Cell(key), Cell(number(values[0])), Cell(number(values[-1])), Cell(number(steps[-1]))]
-          for key, (steps, values) in sorted(run_columns(run).items())]  # fmt: skip
+  rows = [
+    [Cell(key), Cell(number(values[0])), Cell(number(values[-1])), Cell(number(steps[-1]))]
+    for key, (steps, values) in sorted(run_columns(run).items())
+  ]
   return Table("Every logged value", ["Value", "First", "Last", "At step"], rows, frozenset({1, 2, 3}))
 
 
@@ -224,15 +302,23 @@ def console_table(study: Mapping[str, Any]) -> ConsoleTable:
   check_study(study)
   study = cleaned(study)
   metrics = [m for m in study["metrics"] if m["key"] in CONSOLE]
-  table = ConsoleTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left",
-                       title=Text(f"Study {study['name']}: mean and 95 % interval over {len(study['seeds'])} seeds"))  # fmt: skip
+  table = ConsoleTable(
+    box=SIMPLE_HEAD,
+    pad_edge=False,
+    padding=(0, 1),
+    title_justify="left",
+    title=Text(f"Study {study['name']}: mean and 95 % interval over {len(study['seeds'])} seeds"),
+  )
   table.add_column("Arm", overflow="fold", min_width=12)
   for m in metrics:
     unit = f"\n({m['unit']})" if m["unit"] else ""
     table.add_column(CONSOLE[m["key"]] + unit, justify="right", overflow="fold")
   for arm in study["arms"].values():
     cells = [_summary_cell(arm["summary"].get(m["key"]), m) for m in metrics]
-    table.add_row(Text(arm["label"]), *(Text.assemble(c.text, ("\n" + c.sub, "dim")) if c.sub else Text(c.text) for c in cells))
+    table.add_row(
+      Text(arm["label"]),
+      *(Text.assemble(c.text, ("\n" + c.sub, "dim")) if c.sub else Text(c.text) for c in cells),
+    )
   grid = ConsoleTable.grid()
   grid.add_row(table)
   grid.add_row(_console_verdicts(study))
@@ -240,7 +326,9 @@ def console_table(study: Mapping[str, Any]) -> ConsoleTable:
 
 
 def _console_verdicts(study: Mapping[str, Any]) -> ConsoleTable:
-  table = ConsoleTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title=Text("Hypotheses"), title_justify="left")
+  table = ConsoleTable(
+    box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title=Text("Hypotheses"), title_justify="left"
+  )
   table.add_column("Hypothesis", overflow="fold")
   table.add_column("Verdict", no_wrap=True)
   for v in study["verdicts"]:

@@ -11,13 +11,17 @@ MINUS = "−"
 
 
 def clean(value: Any) -> str:
-  """Text without control, format or unpaired surrogate characters; every run of white space becomes one space."""
+  """Text without control, format or unpaired surrogate characters; every run of white space becomes
+  one space.
+  """
   spaced = re.sub(r"\s+", " ", str(value))
   return "".join(c for c in spaced if unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co", "Cn"}).strip()
 
 
 def cleaned(tree: Any) -> Any:
-  """A copy of plain JSON data with every string, and every key, passed through `clean`; tuples become lists."""
+  """A copy of plain JSON data with every string, and every key, passed through `clean`; tuples become
+  lists.
+  """
   if isinstance(tree, dict):
     return {clean(k): cleaned(v) for k, v in tree.items()}
   if isinstance(tree, (list, tuple)):
@@ -31,13 +35,20 @@ def finite(value: Any) -> bool:
 
 
 def number(value: Any, digits: int | None = None, *, sign: bool = False) -> str:
-  """The value with `digits` decimals (None: four significant digits), thousands separated; a dash if not finite."""
+  """The value with `digits` decimals (None: four significant digits), thousands separated; a dash if
+  not finite.
+  """
   if not finite(value):
     return MISSING
   if digits is None:
     digits = 0 if isinstance(value, int) or not value else max(0, 3 - math.floor(math.log10(abs(value))))
-  value = round(value, digits) + 0   # adding 0 turns -0.0 into 0.0
+  value = round(value, digits) + 0  # adding 0 turns -0.0 into 0.0
   return f"{value:{'+' if sign and value else ''},.{digits}f}".replace("-", MINUS)
+
+
+def error_digits(error: Any) -> int | None:
+  """The decimals that show an uncertainty with two significant digits; None if it is 0 or missing."""
+  return max(0, 1 - math.floor(math.log10(abs(error)))) if finite(error) and error else None
 
 
 def interval(low: Any, high: Any, digits: int | None = None, *, sign: bool = False) -> str:
@@ -80,13 +91,15 @@ def setting(value: Any) -> str:
 
 
 def slugs(names: Sequence[str], *, limit: int = 48) -> list[str]:
-  """File-name parts for the names, in order: letters, digits, dot, dash and underscore only, and all different."""
+  """File-name parts for the names, in order: letters, digits, dot, dash and underscore only, and all
+  different.
+  """
   result: list[str] = []
   taken: set[str] = set()
   for name in names:
     base = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:limit] or "model"
     slug, k = base, 2
-    while slug.lower() in taken:   # some file systems ignore case
+    while slug.lower() in taken:  # some file systems ignore case
       slug, k = f"{base}-{k}", k + 1
     taken.add(slug.lower())
     result.append(slug)

@@ -93,8 +93,9 @@ def test_three_by_three_window():
   assert stats["collapsed"].all()
 
 
-@pytest.mark.parametrize("special", [0, 1, 2, 6])
-@pytest.mark.parametrize("grid", [(4, 4), (3, 5)])
+@pytest.mark.parametrize(
+  ("special", "grid"), [(0, (4, 4)), (0, (3, 5)), (1, (3, 5)), (2, (4, 4)), (6, (3, 5))]
+)
 def test_random_maps_agree_with_the_slow_loop(special, grid):
   attn = random_maps(special, special + grid[0] * grid[1])
   expected = slow_statistics(attn, grid, special)

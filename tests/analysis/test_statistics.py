@@ -24,7 +24,7 @@ def arms(**values):
 
 
 def judged(order, values, pairs):
-  return verdict(order, compare(values, pairs, metric="accuracy"))
+  return verdict(order, compare({"accuracy": values}, [("accuracy", a, b) for a, b in pairs]))
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])
@@ -130,7 +130,7 @@ def test_interval_excludes_zero_exactly_where_holm_rejects():
   for _ in range(200):
     wanted = dict(zip("abcd", rng.uniform(0, 0.06, size=4), strict=True))
     values = arms(zero=np.zeros(5), **{arm: differences_with_p(p) for arm, p in wanted.items()})
-    found = compare(values, [("zero", arm) for arm in wanted], metric="m")
+    found = compare({"m": values}, [("m", "zero", arm) for arm in wanted])
     np.testing.assert_allclose([c.p for c in found], list(wanted.values()), rtol=1e-9)
     assert [c.low > 0 for c in found] == [c.p_holm < 0.05 for c in found]
     unstopped = 0.05 / (4 - np.argsort(np.argsort([c.p for c in found])))
@@ -140,7 +140,7 @@ def test_interval_excludes_zero_exactly_where_holm_rejects():
 
 def test_compare_fields():
   values = arms(none=[0.80, 0.82, 0.81], cnn=[0.84, 0.85, 0.86], ssl=[0.83, 0.86, 0.82])
-  first, second = compare(values, [("none", "cnn"), ("ssl", "none")], metric="accuracy")
+  first, second = compare({"accuracy": values}, [("accuracy", "none", "cnn"), ("accuracy", "ssl", "none")])
   assert (first.metric, first.a, first.b, first.n) == ("accuracy", "none", "cnn", 3)
   np.testing.assert_allclose(first.difference, 0.04, rtol=1e-12)
   np.testing.assert_allclose(second.difference, -0.08 / 3, rtol=1e-12)
@@ -156,7 +156,7 @@ def test_compare_fields():
 def test_seeds_are_matched_by_name_not_by_position():
   forward = {"a": {0: 1.0, 1: 2.0, 2: 3.0}, "b": {0: 1.1, 1: 2.1, 2: 3.2}}
   backward = forward | {"b": dict(reversed(forward["b"].items()))}
-  assert compare(forward, [("a", "b")], metric="m") == compare(backward, [("a", "b")], metric="m")
+  assert compare({"m": forward}, [("m", "a", "b")]) == compare({"m": backward}, [("m", "a", "b")])
 
 
 CLEAR = arms(cnn=[0.80, 0.81, 0.82], none=[0.90, 0.912, 0.921], ssl=[0.95, 0.962, 0.969])
@@ -254,19 +254,20 @@ AB = arms(a=[1.0, 2.0], b=[1.0, 3.0])
     (lambda: holm([0.1, math.nan]), "NaN or infinity"),
     (lambda: holm([0.1, 1.2]), r"must lie in \[0, 1\]"),
     (lambda: holm([]), "at least one number"),
-    (lambda: compare(AB, [("a", "c")], metric="m"), "unknown arm 'c'; known: a, b"),
-    (lambda: compare(AB, [], metric="m"), "no pairs"),
-    (lambda: compare(AB, [("a", "b"), ("b", "a")], metric="m"), "twice"),
-    (lambda: compare(AB, [("a", "a")], metric="m"), "against itself"),
+    (lambda: compare({"m": AB}, [("m", "a", "c")]), "unknown arm 'c'; known: a, b"),
+    (lambda: compare({"m": AB}, []), "no pairs"),
+    (lambda: compare({"m": AB}, [("k", "a", "b")]), "unknown metric 'k'; known: m"),
+    (lambda: compare({"m": AB}, [("m", "a", "b"), ("m", "b", "a")]), "twice"),
+    (lambda: compare({"m": AB}, [("m", "a", "a")]), "against itself"),
     (
-      lambda: compare({"a": {0: 1.0, 1: 2.0}, "b": {0: 1.0}}, [("a", "b")], metric="m"),
+      lambda: compare({"m": {"a": {0: 1.0, 1: 2.0}, "b": {0: 1.0}}}, [("m", "a", "b")]),
       r"do not share the seeds \[1\]",
     ),
     (lambda: verdict(["a"], []), "at least 2 different arms"),
     (lambda: verdict(["a", "b"], []), "no comparison of 'a' with 'b'; made: none"),
     (
       lambda: verdict(
-        ["a", "b"], compare(AB, [("a", "b")], metric="m") + compare(AB, [("a", "b")], metric="k")
+        ["a", "b"], compare({"m": AB, "k": AB}, [("m", "a", "b"), ("k", "a", "b")])
       ),
       "mix the metrics",
     ),
@@ -279,3 +280,12 @@ AB = arms(a=[1.0, 2.0], b=[1.0, 3.0])
 def test_refusals(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+def test_the_family_spans_metrics():
+  """The same difference needs stronger evidence when differences of other metrics are claimed beside it."""
+  values = {"m": {"a": {0: 0.1, 1: 0.2, 2: 0.3}, "b": {0: 0.21, 1: 0.33, 2: 0.42}}, "k": AB}
+  alone = compare(values, [("m", "a", "b")])[0]
+  beside = compare(values, [("m", "a", "b"), ("k", "a", "b")])[0]
+  assert (alone.p, alone.difference) == (beside.p, beside.difference)
+  assert beside.p_holm == pytest.approx(2 * alone.p_holm)

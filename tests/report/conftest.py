@@ -17,11 +17,18 @@ def _matrix(rng, rows, columns, low, high):
 
 
 def _attention(rng, shift, layers, heads):
-  distance = np.clip(rng.normal(2.6 + shift, 0.8, (layers, heads)) + np.linspace(-0.6, 0.7, layers)[:, None], 0.4, 4.4)
+  distance = np.clip(
+    rng.normal(2.6 + shift, 0.8, (layers, heads)) + np.linspace(-0.6, 0.7, layers)[:, None], 0.4, 4.4
+  )
   return dict(
-    images=360, uniform_distance=4.1365, mean_distance=distance.tolist(), distance_to_uniform=(distance / 4.1365).tolist(),
-    entropy=_matrix(rng, layers, heads, 2.0, 4.0), cls_dispersion=_matrix(rng, layers, heads, 6, 10.5),
-    cls_self_attention=_matrix(rng, layers, heads, 0.05, 0.3), collapsed=(distance < 1.5).tolist(),
+    images=360,
+    uniform_distance=4.1365,
+    mean_distance=distance.tolist(),
+    distance_to_uniform=(distance / 4.1365).tolist(),
+    entropy=_matrix(rng, layers, heads, 2.0, 4.0),
+    cls_dispersion=_matrix(rng, layers, heads, 6, 10.5),
+    cls_self_attention=_matrix(rng, layers, heads, 0.05, 0.3),
+    collapsed=(distance < 1.5).tolist(),
     layer_distance=dict(mean=distance.mean(1).tolist(), stderr=rng.uniform(0.01, 0.08, layers).tolist()),
   )
 
@@ -33,50 +40,118 @@ def forensics(names=THREE, *, layers=4, heads=3, cnn=()):
   for k, name in enumerate(names):
     value = 0.90 + 0.01 * (k % 6)
     blocks = ["patch", *(f"block{i:02d}" for i in range(layers)), "norm", "head"]
-    models.append(dict(
-      name=name, checkpoint=f"runs/digits/arm{k}/seed0", model="deit", parameters=5_365_076 + k, digest=f"{k:064x}", grid=[8, 8],
-      special_tokens=2, step=1500, differs={} if k == 0 else {"terms.kd.weight": 0.5, "terms.kd.kind": "soft_kd"},
-      accuracy={h: dict(value=value + d, low=value + d - 0.03, high=value + d + 0.02) for h, d in (("cls", 0), ("dist", -0.013), ("mean", 0.006))},
-      hessian=dict(trace=120.0 - 17 * k, stderr=4.5 + k, probes=30, images=100, loss=0.2,
-                   per_block={b: [30.0 / (i + 1) - 0.4 * (b == "norm"), 1.0] for i, b in enumerate(blocks)}),
-      attention=None if name in cnn else _attention(rng, 0.3 * (k % 4) - 0.4, layers, heads),
-    ))
+    models.append(
+      dict(
+        name=name,
+        checkpoint=f"runs/digits/arm{k}/seed0",
+        model="deit",
+        parameters=5_365_076 + k,
+        digest=f"{k:064x}",
+        grid=[8, 8],
+        special_tokens=2,
+        step=1500,
+        differs={} if k == 0 else {"terms.kd.weight": 0.5, "terms.kd.kind": "soft_kd"},
+        accuracy={
+          h: dict(value=value + d, low=value + d - 0.03, high=value + d + 0.02)
+          for h, d in (("cls", 0), ("dist", -0.013), ("mean", 0.006))
+        },
+        hessian=dict(
+          trace=120.0 - 17 * k,
+          stderr=4.5 + k,
+          probes=30,
+          images=100,
+          loss=0.2,
+          per_block={b: [30.0 / (i + 1) - 0.4 * (b == "norm"), 1.0] for i, b in enumerate(blocks)},
+        ),
+        attention=None if name in cnn else _attention(rng, 0.3 * (k % 4) - 0.4, layers, heads),
+      )
+    )
   cka = []
   for i, a in enumerate(names):
     for b in names[i:]:
       base = np.abs(np.subtract.outer(np.arange(layers), np.arange(layers)))
       matrix = np.exp(-0.35 * base) - (0 if a == b else rng.uniform(0.05, 0.5, base.shape))
       labels = [f"block{x:02d}/tokens" for x in range(layers)]
-      cka.append(dict(a=a, b=b, layers_a=labels, layers_b=labels, matrix=matrix.tolist(), images=360, estimator="debiased linear"))
+      cka.append(
+        dict(
+          a=a,
+          b=b,
+          layers_a=labels,
+          layers_b=labels,
+          matrix=matrix.tolist(),
+          images=360,
+          estimator="debiased linear",
+        )
+      )
   return dict(
-    schema="jaxkd.forensics/1", date="2026-11-22", command="python -m jaxkd.main forensics A B C", hardware="CPU, 2 cores",
-    versions={"jaxkd": "0.1.0", "jax": "0.10.2"}, data=dict(name="digits", split="test", images=360, classes=10),
-    models=models, cka=cka,
+    schema="jaxkd.forensics/1",
+    date="2026-11-22",
+    command="python -m jaxkd.main forensics A B C",
+    hardware="CPU, 2 cores",
+    versions={"jaxkd": "0.1.0", "jax": "0.10.2"},
+    data=dict(name="digits", split="test", images=360, classes=10),
+    models=models,
+    cka=cka,
   )
 
 
 METRICS = [
   dict(key="accuracy_cls", label="Accuracy (cls head)", unit="%", scale=100, digits=1, higher_is="better"),
-  dict(key="mean_distance", label="Mean attention distance", unit="patches", scale=1, digits=2, higher_is="more global"),
-  dict(key="cls_dispersion", label="CLS dispersion", unit="patches²", scale=1, digits=2, higher_is="more global"),
+  dict(
+    key="mean_distance",
+    label="Mean attention distance",
+    unit="patches",
+    scale=1,
+    digits=2,
+    higher_is="more global",
+  ),
+  dict(
+    key="cls_dispersion", label="CLS dispersion", unit="patches²", scale=1, digits=2, higher_is="more global"
+  ),
   dict(key="collapsed_heads", label="Collapsed heads", unit="", scale=1, digits=1, higher_is=None),
   dict(key="hessian_trace", label="Hessian trace", unit="", scale=1, digits=1, higher_is="sharper"),
 ]
 ARMS = {
   "none": ("Baseline", "no teacher", {}),
   "cnn_kd": ("CNN, logits", "soft KD from the CNN", {"kd": {"kind": "soft_kd", "weight": 0.5}}),
-  "cnn_tokens": ("CNN, tokens + CKA", "last-stage grid of the CNN", {"tokens": {"kind": "token_cosine", "weight": 0.5}, "cka": {"kind": "cka", "weight": 0.5}}),
-  "ssl_tokens": ("SSL ViT, tokens + CKA", "frozen self-supervised teacher", {"tokens": {"kind": "token_cosine", "weight": 0.5}, "cka": {"kind": "cka", "weight": 0.5}}),
+  "cnn_tokens": (
+    "CNN, tokens + CKA",
+    "last-stage grid of the CNN",
+    {"tokens": {"kind": "token_cosine", "weight": 0.5}, "cka": {"kind": "cka", "weight": 0.5}},
+  ),
+  "ssl_tokens": (
+    "SSL ViT, tokens + CKA",
+    "frozen self-supervised teacher",
+    {"tokens": {"kind": "token_cosine", "weight": 0.5}, "cka": {"kind": "cka", "weight": 0.5}},
+  ),
 }
-CENTRES = {"accuracy_cls": 0.93, "mean_distance": 3.1, "cls_dispersion": 8.8, "collapsed_heads": 2, "hessian_trace": 118.0}
-SPREADS = {"accuracy_cls": 0.008, "mean_distance": 0.12, "cls_dispersion": 0.4, "collapsed_heads": 1.2, "hessian_trace": 11.0}
+CENTRES = {
+  "accuracy_cls": 0.93,
+  "mean_distance": 3.1,
+  "cls_dispersion": 8.8,
+  "collapsed_heads": 2,
+  "hessian_trace": 118.0,
+}
+SPREADS = {
+  "accuracy_cls": 0.008,
+  "mean_distance": 0.12,
+  "cls_dispersion": 0.4,
+  "collapsed_heads": 1.2,
+  "hessian_trace": 11.0,
+}
 
 
 def _summary(values):
   n, mean = len(values), float(np.mean(values))
   sd = float(np.std(values, ddof=1)) if n > 1 else None
   half = 4.303 * sd / math.sqrt(n) if sd is not None else None
-  return dict(mean=mean, low=None if half is None else mean - half, high=None if half is None else mean + half, sd=sd, n=n)
+  return dict(
+    mean=mean,
+    low=None if half is None else mean - half,
+    high=None if half is None else mean + half,
+    sd=sd,
+    n=n,
+  )
 
 
 def _curves(rng, terms):
@@ -86,7 +161,9 @@ def _curves(rng, terms):
   band = lambda v, s: dict(mean=v.tolist(), low=(v - s).tolist(), high=(v + s).tolist())  # noqa: E731
   names = ["ce", *terms]
   return dict(
-    step=step, train_loss=band(loss + 0.1 * len(terms), 0.05), validation_accuracy=band(accuracy, 0.01),
+    step=step,
+    train_loss=band(loss + 0.1 * len(terms), 0.05),
+    validation_accuracy=band(accuracy, 0.01),
     terms={t: (loss * (k + 1)).tolist() for k, t in enumerate(names)},
     gradient_share={t: (rng.uniform(0.1, 0.3, len(step)) + 0.3 * k).tolist() for k, t in enumerate(names)},
   )
@@ -98,38 +175,103 @@ def study(arms=None, *, seeds=(0, 1, 2)):
   rng = np.random.default_rng(7)
   made = {}
   for k, (key, (label, description, terms)) in enumerate(arms.items()):
-    runs = [dict(seed=s, **{m: CENTRES[m] + SPREADS[m] * (k - 1 + rng.normal() / 2) for m in CENTRES}) for s in seeds]
+    runs = [
+      dict(seed=s, **{m: CENTRES[m] + SPREADS[m] * (k - 1 + rng.normal() / 2) for m in CENTRES})
+      for s in seeds
+    ]
     depth = [(np.linspace(2.0, 3.7, 4) + 0.2 * k + rng.normal(0, 0.1, 4)).tolist() for _ in seeds]
     summary = {m: _summary([r[m] for r in runs]) for m in CENTRES}
-    made[key] = dict(label=label, description=description, runs=runs, summary=summary, distance_per_layer=depth, terms=terms)
+    made[key] = dict(
+      label=label, description=description, runs=runs, summary=summary, distance_per_layer=depth, terms=terms
+    )
   base, *others = arms
   comparisons = []
   for m in CENTRES:
     for other in others:
       differences = [b[m] - a[m] for a, b in zip(made[base]["runs"], made[other]["runs"], strict=True)]
       s = _summary(differences)
-      comparisons.append(dict(metric=m, a=base, b=other, mean=s["mean"], low=s["low"], high=s["high"], p=0.03, p_holm=0.09, n=s["n"], level=0.95))
+      comparisons.append(
+        dict(
+          metric=m,
+          a=base,
+          b=other,
+          mean=s["mean"],
+          low=s["low"],
+          high=s["high"],
+          p=0.03,
+          p_holm=0.09,
+          n=s["n"],
+          level=0.95,
+        )
+      )
   verdicts = [
-    dict(claim="Attention distance: CNN-distilled < baseline", metric="mean_distance", order=[others[0] if others else base, base], verdict="contradicted",
-         reason="+0.21 [0.05, 0.37] patches: the interval lies on the other side."),
-    dict(claim="Accuracy: CNN-distilled < baseline", metric="accuracy_cls", order=[base], verdict="undecided", reason="−0.2 [−1.1, 0.7] points: 0 is inside."),
-    dict(claim="Hessian trace: DINO-distilled < baseline", metric="hessian_trace", order=[base], verdict="supported", reason="−22.1 [−30.0, −14.2]: on the claimed side."),
+    dict(
+      claim="Attention distance: CNN-distilled < baseline",
+      metric="mean_distance",
+      order=[others[0] if others else base, base],
+      verdict="contradicted",
+      reason="+0.21 [0.05, 0.37] patches: the interval lies on the other side.",
+    ),
+    dict(
+      claim="Accuracy: CNN-distilled < baseline",
+      metric="accuracy_cls",
+      order=[base],
+      verdict="undecided",
+      reason="−0.2 [−1.1, 0.7] points: 0 is inside.",
+    ),
+    dict(
+      claim="Hessian trace: DINO-distilled < baseline",
+      metric="hessian_trace",
+      order=[base],
+      verdict="supported",
+      reason="−22.1 [−30.0, −14.2]: on the claimed side.",
+    ),
   ]
   return dict(
-    schema="jaxkd.study/1", name="digits", question="Does a CNN teacher make a Vision Transformer local, and does it cost accuracy?",
-    date="2026-11-22", command="python -m jaxkd.main study --config=configs/quickstart.py --workdir=runs/demo", hardware="CPU, 2 cores",
-    versions={"jaxkd": "0.1.0", "jax": "0.10.2"}, seeds=list(seeds),
-    conditions=["All seeds share one CNN teacher and one self-supervised teacher: every statement is conditional on these teachers."],
+    schema="jaxkd.study/1",
+    name="digits",
+    question="Does a CNN teacher make a Vision Transformer local, and does it cost accuracy?",
+    date="2026-11-22",
+    command="python -m jaxkd.main study --config=configs/quickstart.py --workdir=runs/demo",
+    hardware="CPU, 2 cores",
+    versions={"jaxkd": "0.1.0", "jax": "0.10.2"},
+    seeds=list(seeds),
+    conditions=[
+      "All seeds share one CNN teacher and one self-supervised teacher: every statement is conditional on "
+      "these teachers."
+    ],
     warnings=["Three seeds detect only large differences."],
     data=dict(name="digits", train=1077, validation=360, test=360, classes=10, image_size=16),
     student=dict(model="deit", parameters=812_340, steps=1500, batch_size=128, optimizer="adamw", lr=1e-3),
-    metrics=METRICS, arms=made, baseline=base,
+    metrics=METRICS,
+    arms=made,
+    baseline=base,
     teachers=[
-      dict(key="cnn", label="CNN teacher", model="adaptive_cnn", parameters=709_000, trained_on="digits, labels", rows=[["test accuracy", 0.983]]),
-      dict(key="ssl", label="SSL teacher", model="vit", parameters=650_000, trained_on="digits, no labels",
-           rows=[["k-NN (k=20), frozen CLS", 0.91], ["k-NN, raw pixels", 0.97], ["k-NN, random initialisation", 0.8], ["linear probe, frozen CLS", 0.95]]),
+      dict(
+        key="cnn",
+        label="CNN teacher",
+        model="adaptive_cnn",
+        parameters=709_000,
+        trained_on="digits, labels",
+        rows=[["test accuracy", 0.983]],
+      ),
+      dict(
+        key="ssl",
+        label="SSL teacher",
+        model="vit",
+        parameters=650_000,
+        trained_on="digits, no labels",
+        rows=[
+          ["k-NN (k=20), frozen CLS", 0.91],
+          ["k-NN, raw pixels", 0.97],
+          ["k-NN, random initialisation", 0.8],
+          ["linear probe, frozen CLS", 0.95],
+        ],
+      ),
     ],
-    comparisons=comparisons, verdicts=verdicts, curves={k: _curves(rng, a[2]) for k, a in arms.items()},
+    comparisons=comparisons,
+    verdicts=verdicts,
+    curves={k: _curves(rng, a[2]) for k, a in arms.items()},
   )
 
 
@@ -140,16 +282,40 @@ def training(rows=900):
     decay = math.exp(-k / 200)
     row = {"step": 10 * k, "loss": 2.5 * decay + 0.1, "lr": 1e-3 * decay, "images_per_second": 900.0}
     extra = {"ce": 2.0 * decay + 0.05, "kd": 40.0 * decay + 0.001}
-    row |= {"terms": extra, "gradient_share": {"ce": 0.7, "kd": 0.3}} if k % 2 else {
-      "terms/ce": extra["ce"], "terms/kd": extra["kd"], "gradient_share/ce": 0.7, "gradient_share/kd": 0.3}
+    row |= (
+      {"terms": extra, "gradient_share": {"ce": 0.7, "kd": 0.3}}
+      if k % 2
+      else {
+        "terms/ce": extra["ce"],
+        "terms/kd": extra["kd"],
+        "gradient_share/ce": 0.7,
+        "gradient_share/kd": 0.3,
+      }
+    )
     made.append(row | ({"validation_accuracy": 0.95 - 0.8 * decay} if k % 10 == 0 else {}))
-  return dict(schema="jaxkd.training/1", name="cnn-kd", date="2026-11-22", command="python -m jaxkd.main train", rows=made,
-              config={"optim": {"lr": 1e-3}, "seed": 0})
+  return dict(
+    schema="jaxkd.training/1",
+    name="cnn-kd",
+    date="2026-11-22",
+    command="python -m jaxkd.main train",
+    rows=made,
+    config={"optim": {"lr": 1e-3}, "seed": 0},
+  )
 
 
 @pytest.fixture(scope="session")
 def fake():
   """The builders of made-up inputs, as attributes."""
   import types
-  return types.SimpleNamespace(forensics=forensics, study=study, training=training, THREE=THREE, EIGHT=EIGHT, ARMS=ARMS,
-                               LONG=LONG, NASTY=NASTY, SPACED=SPACED)
+
+  return types.SimpleNamespace(
+    forensics=forensics,
+    study=study,
+    training=training,
+    THREE=THREE,
+    EIGHT=EIGHT,
+    ARMS=ARMS,
+    LONG=LONG,
+    NASTY=NASTY,
+    SPACED=SPACED,
+  )

@@ -1,0 +1,36 @@
+# The two commands a newcomer needs: `make demo` and `make test`. Both need only python3 (>= 3.11), venv and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: demo test lint bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed  ## trains teachers and matched students on the bundled digits, prints table and report
+	$(BIN)/python -m jaxkd.main study --config=configs/study.py:digits --workdir=runs/demo
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m bench.step
+
+$(VENV)/bin/python:
+	@echo "creating $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	@echo "installing jaxkd and its dependencies (about 1 GB on disk, a minute or two)"
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-test $(VENV)/.installed-dev: $(VENV)/.installed-%: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

@@ -1,0 +1,224 @@
+"""From the examinations of all students to `study.json`: means, paired differences, verdicts, curves."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxkd import config as configs
+from jaxkd import data
+from jaxkd.analysis import Comparison, compare, mean_interval, smallest_detectable, verdict
+
+SCHEMA = "jaxkd.study/1"
+QUESTION = (
+  "Does a Vision Transformer distilled from a CNN inherit the CNN's locality and pay for it, and does a "
+  "self-supervised ViT teacher do better?"
+)
+METRICS: list[dict[str, Any]] = [
+  {"key": "accuracy_cls", "label": "Accuracy (cls head)", "unit": "%", "scale": 100, "digits": 1, "higher_is": "better"},
+  {"key": "mean_distance", "label": "Attention distance", "unit": "patches", "scale": 1, "digits": 2, "higher_is": "more global"},
+  {"key": "cls_dispersion", "label": "CLS dispersion", "unit": "patches²", "scale": 1, "digits": 2, "higher_is": "more global"},
+  {"key": "collapsed_heads", "label": "Collapsed heads", "unit": "", "scale": 1, "digits": 1, "higher_is": "more local"},
+  {"key": "hessian_trace", "label": "Hessian trace", "unit": "", "scale": 1, "digits": 0, "higher_is": "sharper"},
+  {"key": "accuracy_mean", "label": "Accuracy (mean of heads)", "unit": "%", "scale": 100, "digits": 1, "higher_is": "better"},
+  {"key": "accuracy_dist", "label": "Accuracy (dist head)", "unit": "%", "scale": 100, "digits": 1, "higher_is": "better"},
+]
+INERT_SHARE = 0.01  # of the sum of the terms' gradient norms
+
+
+def summarize(
+  config: ConfigDict,
+  runs: dict[str, list[dict[str, Any]]],
+  teachers: list[dict[str, Any]],
+  curves: dict[str, list[list[dict[str, float]]]],
+  forensics: dict[str, Any],
+) -> dict[str, Any]:
+  """`study.json` (schema in `jaxkd.report`) from one examination per arm and seed."""
+  arms = {arm: _arm(config.study.arms[arm], arm, entries) for arm, entries in runs.items()}
+  comparisons, verdicts = _judge(config, arms)
+  dataset, test = data.load(config.data), data.load_test(config.data)
+  found = {arm: _curve(rows) for arm, rows in curves.items()}
+  return {
+    "schema": SCHEMA,
+    "name": config.study.name,
+    "question": QUESTION,
+    **{k: forensics[k] for k in ("command", "hardware", "versions")},
+    "date": datetime.date.today().isoformat(),
+    "seeds": [int(s) for s in config.study.seeds],
+    "conditions": _conditions(config),
+    "warnings": _warnings(config, found, comparisons),
+    "data": {
+      "name": config.data.name,
+      "train": len(dataset.train),
+      "validation": len(dataset.validation),
+      "test": len(test),
+      "classes": len(dataset.class_names),
+      "image_size": dataset.image_shape[0],
+    },
+    "student": _student(config, runs),
+    "metrics": [m for m in METRICS if any(m["key"] in r for a in arms.values() for r in a["runs"])],
+    "arms": arms,
+    "baseline": config.study.baseline,
+    "teachers": teachers,
+    "comparisons": [_comparison_entry(c) for c in comparisons],
+    "verdicts": verdicts,
+    "curves": found,
+  }
+
+
+def _student(config: ConfigDict, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+  first = next(iter(runs.values()))[0]
+  return {
+    "model": config.model.name,
+    "parameters": first["parameters"],
+    "epochs": config.train.epochs,
+    "steps": first["trained_steps"],
+    "batch_size": config.train.batch_size,
+    "optimizer": config.optim.name,
+    "lr": config.optim.lr,
+  }
+
+
+def _arm(options: ConfigDict, arm: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
+  runs = [{"seed": e["seed"], **measures(e)} for e in entries]
+  keys = [m["key"] for m in METRICS if m["key"] in runs[0]]
+  return {
+    "label": options.label or arm,
+    "description": options.description,
+    "runs": runs,
+    "summary": {k: _interval(mean_interval([r[k] for r in runs])) for k in keys},
+    "distance_per_layer": [e["attention"]["layer_distance"]["mean"] for e in entries],
+    "terms": {n: {"kind": t.kind, "weight": t.weight} for n, t in options.terms.items()},
+  }
+
+
+def measures(entry: dict[str, Any]) -> dict[str, float]:
+  """The study's metrics of one examined student (spec 6), attention averaged over layers and heads."""
+  attention, curvature = entry["attention"], entry["hessian"]
+  return {
+    **{f"accuracy_{head}": a["value"] for head, a in entry["accuracy"].items()},
+    "mean_distance": float(np.mean(attention["mean_distance"])),
+    "cls_dispersion": float(np.mean(attention["cls_dispersion"])),
+    "collapsed_heads": float(np.sum(attention["collapsed"])),
+    "hessian_trace": curvature["trace"],
+    "hessian_stderr": curvature["stderr"],
+  }
+
+
+def _interval(found) -> dict[str, float | None]:
+  return {k: _number(getattr(found, k)) for k in ("mean", "low", "high", "sd", "n")}
+
+
+def _number(value: float) -> float | None:
+  """None for what does not exist with these few seeds (an infinite interval)."""
+  return value if math.isfinite(value) else None
+
+
+def _judge(config: ConfigDict, arms: dict[str, Any]) -> tuple[list[Comparison], list[dict[str, Any]]]:
+  """All paired differences as one family after Holm, and a verdict on each claimed ordering."""
+  claims = [configs.parse_claim(c, set(arms)) for c in config.study.claims]
+  values = {
+    m["key"]: {a: {r["seed"]: r[m["key"]] for r in arm["runs"]} for a, arm in arms.items()}
+    for m in METRICS
+    if all(m["key"] in r for arm in arms.values() for r in arm["runs"])
+  }
+  baseline = config.study.baseline
+  pairs = [(metric, a, b) for metric, order in claims for a, b in zip(order, order[1:], strict=False)]
+  pairs += [(m, baseline, a) for m in dict(claims) for a in arms if a != baseline]
+  unique = {(m, frozenset((a, b))): (m, a, b) for m, a, b in reversed(pairs)}
+  comparisons = compare(values, list(reversed(unique.values())))
+  verdicts = []
+  for claim, (metric, order) in zip(config.study.claims, claims, strict=True):
+    found = verdict(order, [c for c in comparisons if c.metric == metric])
+    labels = " < ".join(arms[a]["label"] for a in order)
+    name = next(m["label"] for m in METRICS if m["key"] == metric)
+    entry = {"claim": f"{name}: {labels}", "text": claim, "metric": metric, "order": list(order)}
+    verdicts.append({**entry, "verdict": found.outcome, "reason": found.reason})
+  return comparisons, verdicts
+
+
+def _comparison_entry(c: Comparison) -> dict[str, Any]:
+  numbers = {k: _number(getattr(c, k)) for k in ("low", "high", "level", "p", "p_holm", "sd", "effect", "n")}
+  return {"metric": c.metric, "a": c.a, "b": c.b, "mean": c.difference, **numbers}
+
+
+def _conditions(config: ConfigDict) -> list[str]:
+  used = {t.weights for arm in config.study.arms.values() for t in arm.teachers.values()}
+  out = []
+  if used:
+    out.append(
+      f"One teacher of each kind ({', '.join(sorted(used))}) is shared by all seeds: intervals hold for these teachers "
+      "and say nothing about other teachers trained the same way."
+    )
+  out.append(
+    "Arms of a seed share student, initial weights, data order, geometries, steps and optimiser; they differ in "
+    "teacher and terms only. The primary accuracy and the Hessian use the cls head in every arm."
+  )
+  return out
+
+
+def _warnings(config: ConfigDict, curves: dict[str, Any], comparisons: list[Comparison]) -> list[str]:
+  out = []
+  seeds = len(config.study.seeds)
+  if seeds < 5:
+    worst = [c for c in comparisons if c.metric == "accuracy_cls" and math.isfinite(c.sd)]
+    text = f"{seeds} seeds decide little: after Holm over {len(comparisons)} differences"
+    if worst:
+      limit = max(smallest_detectable(c.sd, c.n, level=c.level) for c in worst)
+      text += f" an accuracy difference must reach up to {100 * limit:.1f} points to count"
+    out.append(text + ". Undecided means undecided, not equal.")
+  for arm, curve in curves.items():
+    for term, shares in curve["gradient_share"].items():
+      # The last measurement, when every warm-up is over.
+      if shares and shares[-1] is not None and shares[-1] < INERT_SHARE:
+        out.append(f"Term '{term}' of arm '{arm}' is inert: {100 * shares[-1]:.2f} % of the gradient norms at the end.")
+  return out
+
+
+# --- curves ---
+
+
+def _curve(seeds: list[list[dict[str, float]]]) -> dict[str, Any]:
+  """Mean and t interval over seeds of what metrics.jsonl holds."""
+  logged = _common(seeds, "loss")
+  validated = _common(seeds, "validation/accuracy_cls")
+  names = [k.removeprefix("loss/") for k in seeds[0][0] if k.startswith("loss/")]
+  return {
+    "step": [row["step"] for row in logged[0]],
+    "train_loss": _band(logged, "loss"),
+    "validation_accuracy": {
+      "step": [row["step"] for row in validated[0]],
+      **_band(validated, "validation/accuracy_cls"),
+    },
+    "terms": {n: _band(logged, f"loss/{n}")["mean"] for n in names},
+    "gradient_share": {n: _shares(logged, n) for n in names if f"gradient/{n}" in _keys(logged)},
+  }
+
+
+def _common(seeds: list[list[dict[str, float]]], key: str) -> list[list[dict[str, float]]]:
+  return [[row for row in rows if key in row] for rows in seeds]
+
+
+def _keys(seeds: list[list[dict[str, float]]]) -> set[str]:
+  return {k for rows in seeds for row in rows for k in row}
+
+
+def _band(seeds: list[list[dict[str, float]]], key: str) -> dict[str, list[float | None]]:
+  points = [mean_interval(list(values)) for values in zip(*([r[key] for r in rows] for rows in seeds), strict=True)]
+  return {k: [_number(getattr(p, k)) for p in points] for k in ("mean", "low", "high")}
+
+
+def _shares(seeds: list[list[dict[str, float]]], name: str) -> list[float | None]:
+  """Norm of this term's gradient over the sum of all terms' norms, mean over seeds; None where not measured."""
+  out: list[float | None] = []
+  for rows in zip(*seeds, strict=True):
+    if f"gradient/{name}" not in rows[0]:
+      out.append(None)
+      continue
+    totals = [sum(v for k, v in row.items() if k.startswith("gradient/")) for row in rows]
+    out.append(float(np.mean([r[f"gradient/{name}"] / max(t, 1e-30) for r, t in zip(rows, totals, strict=True)])))
+  return out
