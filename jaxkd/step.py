@@ -92,7 +92,7 @@ def make_gradient_shares(experiment: Experiment):
     loss_fn = _loss_fn(experiment, state, index, frozen)
     names = [term.name for term in experiment.objective.terms]
     values, pull = jax.vjp(lambda p: jnp.stack([loss_fn(p)[0][n] for n in names]), state.params)
-    norms = jax.vmap(lambda cotangent: optax.global_norm(pull(cotangent)[0]))(jnp.eye(len(names), dtype=values.dtype))
+    norms = jax.vmap(lambda cotangent: optax.tree.norm(pull(cotangent)[0]))(jnp.eye(len(names), dtype=values.dtype))
     return dict(zip(names, norms, strict=True))
 
   return jax.jit(shares, **_shardings(experiment))
@@ -173,7 +173,7 @@ def _update(experiment: Experiment, state: TrainState, grads, aux):
   new = state.replace(params=params, opt=opt, stats=aux["stats"], terms=aux["terms"])
   if experiment.uses_ema:
     new = new.replace(ema=optax.incremental_update(params, state.ema, 1 - _ema_decay(experiment, state.step)))
-  return new, optax.global_norm(grads)
+  return new, optax.tree.norm(grads)
 
 
 def _ema_decay(experiment: Experiment, step):

@@ -28,8 +28,6 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
   study = run_study(config, folder)
   page = report.study_report(study, files.read_json(folder / "forensics" / "forensics.json"), folder)
-  console = Console()
-  for table in report.console_tables(study):
-    console.print(table)
+  Console().print(report.console_table(study))
   print(f"report: {page}")
   return 0

@@ -78,8 +78,8 @@ def attention_with_maps(
 
 def _scores(q: Float[Array, "b h n d"], k: Float[Array, "b h n d"]) -> Float[Array, "b h n n"]:
   """q k^T / sqrt d in float32."""
-  q = q * q.shape[-1] ** -0.5
-  return jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+  scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+  return scores * q.shape[-1] ** -0.5
 
 
 def _xla(q: Array, k: Array, v: Array) -> Array:

@@ -10,11 +10,13 @@ Numbers may be null where a statistic does not exist, for example the interval o
   schema, date, command, hardware: str     versions: {package: version}
   data: {name, split, images, classes}
   models: [{name, checkpoint, model: str, parameters: int, digest: str, grid: [rows, columns] | null,
-            special_tokens, step: int, differs: {config key: value},              # where this model differs from the first
+            special_tokens, step: int,
+            differs: {config key: value},                         # where this model differs from the first
             accuracy: {cls | mean | dist: {value, low, high}},    # fractions, Wilson 95 %
             hessian: {trace, stderr, probes, images, loss, per_block: {part: [mean, stderr]}} | null,
             attention: {images, uniform_distance, mean_distance [l h], distance_to_uniform [l h],
-                        entropy [l h], cls_dispersion [l h], cls_self_attention [l h], collapsed [l h] of bool,
+                        entropy [l h], cls_dispersion [l h], cls_self_attention [l h],
+                        collapsed [l h] of bool,
                         layer_distance: {mean: [l], stderr: [l]}} | null}]    # distances in patches
   cka: [{a, b: model name, layers_a, layers_b: [str], matrix [la lb], images, estimator}]   # a == b: self-CKA
 
@@ -38,11 +40,10 @@ Numbers may be null where a statistic does not exist, for example the interval o
 `jaxkd.training/1`::
 
   schema, name: str   date, command, hardware, versions, config: as above, optional
-  rows: [{step: int, loss, lr, validation_accuracy: number,
-          terms, weights, gradient_share: {term: number}, ...}]
+  rows: [{step: int, <key>: number}]    # as in metrics.jsonl; a row need not have every key
 
-  The rows are those of `metrics.jsonl`. A nested object and a flat key with a slash are the same thing
-  ("terms": {"kd": 1} and "terms/kd": 1); a key may be absent from any row.
+  Drawn are `loss`, `lr`, `validation/accuracy_cls`, `loss/<term>` (the term's value before its weight) and
+  `gradient/<term>` (the norm of the weighted term's own gradient); the table has first and last of all.
 """
 
 from jaxkd.report.page import forensics_report, study_report, training_report

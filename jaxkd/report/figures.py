@@ -1,6 +1,7 @@
 """The figures of a forensics result, each with its title, reading instructions, finding and text
 alternative."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ DISTANCE = "mean attention distance"
 
 @dataclass(frozen=True)
 class Panel:
-  """One figure and its words: `read` is what is drawn and how to read it, `shows` what these data look like."""
+  """One figure and its words: `read` is what is drawn and how to read it, `shows` what it looks like here."""
 
   key: str
   title: str
@@ -102,10 +103,12 @@ def accuracy(result: Mapping[str, Any], marks: Marks) -> Panel | None:
     )
   if not items:
     return None
+  headless = [m["name"] for m in result["models"] if not m["accuracy"].get("cls")]
   read = (
     f"Share of correctly classified {result['data']['split']} images ({number(result['data']['images'])}) "
     "by the cls head, "
     "with Wilson 95 % intervals over images; pale dots below are the other heads of the same model."
+    + (f" Left out, because they have no cls head: {listing(headless)}." if headless else "")
   )
   shows = f"Accuracy: {ranking({k: v[0] for k, v in found.items()}, 1, ' %')}. {overlap(found)}"
   return Panel("accuracy", "Accuracy", read, shows, plots.rows(items, xlabel="accuracy (%), → better"))
@@ -131,8 +134,7 @@ def locality_spectrum(result: Mapping[str, Any], marks: Marks) -> Panel | None:
     f"Each pale dot is one attention head: how far, on average, a patch looks ({unit}); the large marker "
     "is the mean of all heads. "
     "Left is local (0: a patch sees itself only), right is global. The dashed lines are uniform attention "
-    f"({number(uniform, 2)}) "
-    "and the bound below which a head counts as collapsed."
+    f"({number(uniform, 2)}) and the bound below which a head counts as collapsed."
     + _left_out(result, "attention", "they have no attention")
   )
   total = {m["name"]: len(flat(m["attention"]["mean_distance"])) for m in models}
@@ -245,9 +247,8 @@ def hessian_trace(result: Mapping[str, Any], marks: Marks) -> Panel | None:
   budget = listing(f"{number(p)} probes on {number(i)} images" for p, i in sorted(budgets))
   read = (
     f"Trace of the Hessian of the evaluation loss over all parameters (Hutchinson, {budget}). Numbers are "
-    "estimate ± one standard "
-    "error over probes, bars are two. A larger trace is a sharper minimum."
-    + _left_out(result, "hessian", "it was not asked for")
+    "estimate ± one standard error over probes, bars are two. A larger trace is a sharper minimum."
+    + _left_out(result, "hessian", "no trace was computed for them")
   )
   found = {r.label: (r.value, r.low, r.high) for r in items}
   shows = f"Trace: {ranking({r.label: r.value for r in items}, trace_digits(result))}. {overlap(found)}"
@@ -256,12 +257,25 @@ def hessian_trace(result: Mapping[str, Any], marks: Marks) -> Panel | None:
   )
 
 
+def depth_order(networks: Sequence[Sequence[str]]) -> list[str]:
+  """The parts of all networks from the input to the head, blocks and stages merged by relative depth."""
+  place: dict[str, tuple[int, float, str]] = {}
+  for parts in networks:
+    numbered = sorted(p for p in parts if re.match(r"(block|stage|layer)s?_?\d", p))
+    for part in parts:
+      last = re.match(r"head|fc|classifier", part)
+      rank = 1 if part in numbered else 3 if last else 2 if part.startswith("norm") else 0
+      relative = (numbered.index(part) + 1) / len(numbered) if rank == 1 else 0.0
+      place.setdefault(part, (rank, relative, part))
+  return sorted(place, key=place.__getitem__)
+
+
 def hessian_per_block(result: Mapping[str, Any], marks: Marks) -> Panel | None:
   """The Hessian trace split over the parts of every model."""
   models = [m for m in result["models"] if m.get("hessian") and m["hessian"].get("per_block")]
   if not models:
     return None
-  categories = list(dict.fromkeys(k for m in models for k in m["hessian"]["per_block"]))
+  categories = depth_order([list(m["hessian"]["per_block"]) for m in models])
   items = []
   for m in models:
     cells = [m["hessian"]["per_block"].get(c, (None, None)) for c in categories]
@@ -289,8 +303,7 @@ def cka_panels(result: Mapping[str, Any]) -> Iterator[Panel]:
     a, b = entry["a"], entry["b"]
     read = (
       f"CKA ({entry['estimator']}, {number(entry['images'])} images) between the layers of {a} (rows) and "
-      f"of {b} (columns): "
-      "dark is 1 (the same up to rotation and scale), pale is 0 and below (unrelated). "
+      f"of {b} (columns): dark is 1 (the same up to rotation and scale), pale is 0 and below (unrelated). "
       + (
         "A dark block is a stretch of layers that say the same."
         if a == b
@@ -377,8 +390,7 @@ def forensics_panels(result: Mapping[str, Any], marks: Marks) -> dict[str, list[
       "How widely the class token looks",
       "CLS dispersion (patches²)",
       "Spatial second moment of the class token's attention over the patches, averaged over heads and "
-      "images: "
-      "small means it looks at one place, large means at the whole image (uniform 8 x 8: 10.5).",
+      "images: small means it looks at one place, large means at the whole image (uniform 8 x 8: 10.5).",
     ),
     per_layer(
       result,
@@ -387,8 +399,7 @@ def forensics_panels(result: Mapping[str, Any], marks: Marks) -> dict[str, list[
       "Attention entropy",
       "entropy (nats)",
       "Mean entropy of the attention rows in nats, averaged over heads and images: low means that few "
-      "patches are "
-      "looked at, high means many (uniform over n patches: ln n).",
+      "patches are looked at, high means many (uniform over n patches: ln n).",
     ),
   ]
   curvature = [hessian_trace(result, marks), hessian_per_block(result, marks)]

@@ -1,6 +1,6 @@
 """The figures of a study over seeds and of a single training run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ CURVES = (
 )
 RUN_VALUES = {
   "loss": ("total loss", "Sum of all terms, each times its weight, on the training images; lower is better."),
-  "validation_accuracy": (
+  "validation/accuracy_cls": (
     "validation accuracy (%)",
     "Accuracy on the validation images, which choose the checkpoint.",
   ),
@@ -76,8 +76,7 @@ def seeds(
   count = plural(len(study["seeds"]), "seed")
   read = (
     f"{metric['label']} of every arm. Each pale dot is one seed; the marker above is the mean, the bar its "
-    "95 % t interval "
-    f"over {count}."
+    f"95 % t interval over {count}."
   )
   higher = f" Higher is {metric['higher_is']}." if metric.get("higher_is") else ""
   unit = f" {metric['unit']}" if metric["unit"] else ""
@@ -120,8 +119,7 @@ def forest(study: Mapping[str, Any], metric: Mapping[str, Any], marks: Marks) ->
   level = percent(next(iter(levels))) if len(levels) == 1 else "Holm-adjusted 95 %"
   read = (
     f"{metric['label']}: difference of each arm to {base}, paired by seed, with {level} intervals. A bar "
-    "that crosses the "
-    "line at 0 leaves the sign of the difference open."
+    "that crosses the line at 0 leaves the sign of the difference open."
   )
   clear = [r.label for r in items if finite(r.low) and finite(r.high) and (r.low > 0 or r.high < 0)]  # type: ignore[operator]
   shows = (
@@ -160,8 +158,7 @@ def depth(study: Mapping[str, Any], marks: Marks, *, uniform: float | None = Non
     return None
   read = (
     "Mean attention distance (patches) of each block, from 0, the first. Thick lines are means over seeds, "
-    "thin lines the "
-    "seeds themselves, bands span the lowest to the highest seed. Higher is more global."
+    "thin lines the seeds themselves, bands span the lowest to the highest seed. Higher is more global."
   )
   shows = f"Averaged over blocks: {ranking({s.label: mean(s.y) for s in items}, 2)}.{widest_gap(items, 2)}"
   guides = [Guide(uniform, f"uniform attention ({number(uniform, 2)})")] if uniform else []
@@ -199,7 +196,7 @@ def curve_panels(study: Mapping[str, Any], marks: Marks) -> list[Panel]:
   for key, title, ylabel, read in CURVES:
     items = []
     for arm, curves in (study.get("curves") or {}).items():
-      if curves.get(key):
+      if curves.get(key) and any(map(finite, curves[key]["mean"])):
         label = study["arms"][arm]["label"]
         scale = 100.0 if key == "validation_accuracy" else 1.0
         items.append(_curve(label, marks[label], curves["step"], curves[key], scale))
@@ -218,27 +215,43 @@ def curve_panels(study: Mapping[str, Any], marks: Marks) -> list[Panel]:
 
 
 def share_panels(study: Mapping[str, Any]) -> list[Panel]:
-  """Gradient shares of the terms, one figure per arm with more than one term."""
-  found = {a: c for a, c in (study.get("curves") or {}).items() if len(c.get("gradient_share") or {}) > 1}
-  terms = term_marks(t for c in found.values() for t in c["gradient_share"])
-  files = slugs(list(found))
+  """Values and gradient shares of the terms, for every arm with more than one term."""
+  found = {a: c for a, c in (study.get("curves") or {}).items() if len(c.get("terms") or {}) > 1}
+  terms = term_marks(t for c in found.values() for t in c["terms"])
   panels = []
-  for (arm, curves), file in zip(found.items(), files, strict=True):
-    label = study["arms"][arm]["label"]
-    items = _term_series(curves["step"], curves["gradient_share"], terms)
-    panels.append(_share_panel(f"gradient_share_{file}", f"Who pulls: {label}", items))
+  for (arm, curves), file in zip(found.items(), slugs(list(found)), strict=True):
+    label, steps = study["arms"][arm]["label"], curves["step"]
+    values = {n: (steps, v) for n, v in curves["terms"].items()}
+    shares = {n: (steps, v) for n, v in (curves.get("gradient_share") or {}).items()}
+    panels.append(_terms_panel(f"terms_{file}", f"Loss terms: {label}", _term_series(values, terms)))
+    if items := _term_series(shares, terms):
+      panels.append(_share_panel(f"gradient_share_{file}", f"Gradient shares: {label}", items))
   return panels
 
 
-def _term_series(steps: Sequence[float], columns: Mapping[str, Sequence[Any]], terms: Marks) -> list[Series]:
-  return [_curve(name, terms[name], steps, {"mean": values}, 1.0) for name, values in columns.items()]
+def _term_series(columns: Mapping[str, tuple[Sequence[float], Sequence[Any]]], terms: Marks) -> list[Series]:
+  """One line per term with any value; gaps are dropped (gradient norms are measured in some rows only)."""
+  items = []
+  for name, (steps, values) in columns.items():
+    kept = [(s, v) for s, v in zip(steps, values, strict=True) if finite(v)]
+    if kept:
+      items.append(_curve(name, terms[name], [s for s, _ in kept], {"mean": [v for _, v in kept]}, 1.0))
+  return items
+
+
+def _terms_panel(key: str, title: str, items: Sequence[Series]) -> Panel:
+  values = [v for s in items for v in s.y if v is not None]
+  log = bool(values) and min(values) > 0 and max(values) > 100 * min(values)
+  last = {s.label: s.y[-1] for s in items}
+  read = "Value of every loss term before its weight" + (", on a logarithmic axis." if log else ".")
+  figure = plots.lines(items, xlabel="step", ylabel="value of the term", log=log, markers=False)
+  return Panel(key, title, read, f"At the end: {ranking(last, 3)}.", figure)
 
 
 def _share_panel(key: str, title: str, items: Sequence[Series]) -> Panel:
   read = (
-    "Size of the gradient that each loss term, times its weight, sends to the student. A term near 0 does "
-    "nothing, "
-    "whatever its value."
+    "Norm of the gradient that each weighted loss term sends to the student, over the sum of all terms' "
+    "norms. A term near 0 does nothing, whatever its value."
   )
   average = {s.label: mean(s.y) for s in items}
   figure = plots.lines(items, xlabel="step", ylabel="gradient share", floor=0.0, markers=False)
@@ -306,7 +319,7 @@ def flattened(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def run_columns(run: Mapping[str, Any]) -> dict[str, tuple[list[float], list[float | None]]]:
   """Every logged number as (steps, values), over the rows that have it."""
   columns: dict[str, tuple[list[float], list[float | None]]] = {}
-  for row in map(flattened, run["rows"]):
+  for row in run["rows"]:
     for key, value in row.items():
       if key != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
         steps, values = columns.setdefault(key, ([], []))
@@ -316,35 +329,38 @@ def run_columns(run: Mapping[str, Any]) -> dict[str, tuple[list[float], list[flo
 
 
 def training_panels(run: Mapping[str, Any], marks: Marks) -> list[Panel]:
-  """Total loss, terms, validation accuracy, learning rate and gradient shares of one run."""
+  """Total loss, validation accuracy, learning rate, terms and gradient shares of one run."""
   columns = run_columns(run)
-  grouped = {
-    g: {k[len(g) + 1 :]: c for k, c in columns.items() if k.startswith(g + "/")}
-    for g in ("terms", "gradient_share")
-  }
-  terms = term_marks([*grouped["terms"], *grouped["gradient_share"]])
-  panels = []
-  for key, (ylabel, read) in RUN_VALUES.items():
-    if key in columns:
-      steps, values = columns[key]
-      scale = 100.0 if key == "validation_accuracy" else 1.0
-      item = _curve(run["name"], marks[run["name"]], steps, {"mean": values}, scale)
-      kept = [(v, s) for v, s in zip(item.y, item.x, strict=True) if v is not None and finite(v)]
-      best = (max if key != "loss" else min)(kept, default=(None, 0.0))
-      word = "Lowest" if key == "loss" else "Highest"
-      last = number(kept[-1][0] if kept else None)
-      shows = f"{word} at step {number(round(best[1]))}: {number(best[0])}; at the end {last}."
-      figure = plots.lines([item], xlabel="step", ylabel=ylabel, markers=False)
-      panels.append(Panel(key, ylabel.removesuffix(" (%)").capitalize(), read, shows, figure))
-  for group, by_term in grouped.items():
-    items = [_curve(n, terms[n], steps, {"mean": values}, 1.0) for n, (steps, values) in by_term.items()]
-    if items and group == "gradient_share":
-      panels.append(_share_panel(group, "Who pulls: gradient shares", items))
-    elif items:
-      positive = [v for s in items for v in s.y if v is not None and v > 0]
-      log = len(positive) == sum(len(s.y) for s in items) and max(positive) > 100 * min(positive)
-      last = {s.label: next((v for v in reversed(s.y) if finite(v)), None) for s in items}
-      read = "Value of every loss term before its weight" + (", on a logarithmic axis." if log else ".")
-      figure = plots.lines(items, xlabel="step", ylabel="value of the term", log=log, markers=False)
-      panels.append(Panel("terms", "Loss terms", read, f"At the end: {ranking(last, None)}.", figure))
+  panels = [_run_panel(run["name"], key, columns[key], marks) for key in RUN_VALUES if key in columns]
+  values = {k.removeprefix("loss/"): c for k, c in columns.items() if k.startswith("loss/")}
+  terms = term_marks(values)
+  if items := _term_series(values, terms):
+    panels.append(_terms_panel("terms", "Loss terms", items))
+  norms = {k: c for k, c in columns.items() if k.startswith("gradient/")}
+  if len(norms) > 1:
+    panels.append(_share_panel("gradient_share", "Gradient shares", _term_series(_shares(run, norms), terms)))
   return panels
+
+
+def _run_panel(name: str, key: str, column: tuple[list[float], list[float | None]], marks: Marks) -> Panel:
+  ylabel, read = RUN_VALUES[key]
+  item = _curve(name, marks[name], column[0], {"mean": column[1]}, 100.0 if ylabel.endswith("(%)") else 1.0)
+  kept = [(v, s) for v, s in zip(item.y, item.x, strict=True) if v is not None and finite(v)]
+  best = (min if key == "loss" else max)(kept, default=(None, 0.0))
+  end = number(kept[-1][0] if kept else None)
+  word = "Lowest" if key == "loss" else "Highest"
+  shows = f"{word} at step {number(round(best[1]))}: {number(best[0])}; at the end {end}."
+  figure = plots.lines([item], xlabel="step", ylabel=ylabel, markers=False)
+  title = ylabel.removesuffix(" (%)")
+  return Panel(title.replace(" ", "_"), title.capitalize(), read, shows, figure)
+
+
+def _shares(run: Mapping[str, Any], norms: Iterable[str]) -> dict[str, tuple[list[float], list[Any]]]:
+  """Each term's gradient norm over the sum of all, at the steps where they were measured."""
+  rows = [row for row in run["rows"] if all(finite(row.get(k)) for k in norms)]
+  steps = [row["step"] for row in rows]
+  totals = [sum(row[k] for k in norms) or 1.0 for row in rows]
+  return {
+    k.removeprefix("gradient/"): (steps, [row[k] / t for row, t in zip(rows, totals, strict=True)])
+    for k in norms
+  }

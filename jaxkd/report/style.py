@@ -82,7 +82,7 @@ class Mark:
 def marks(names: Iterable[str], *, known: Mapping[str, Mark] | None = None) -> dict[str, Mark]:
   """One mark per name in order; a name in `known` keeps its mark, and new names take marks nobody has.
 
-  A name that continues a known one ("Baseline, seed 0" after "Baseline") takes over its mark, if that is free.
+  A name that continues a known one ("Baseline, seed 0" after "Baseline") takes over its mark if free.
   """
   known = dict(known or {})
   result: dict[str, Mark] = {}
@@ -164,10 +164,11 @@ def save(figure: Figure, stem: Path | None) -> bytes:
   The canvases are used directly: `Figure.savefig` would draw everything twice for each format.
   """
   with matplotlib.rc_context(RC):
-    figure.draw_without_rendering()
-    figure.set_layout_engine(
-      "none"
-    )  # the layout stands; solving it again for every format costs most of the time
+    if (
+      figure.get_layout_engine() is not None
+    ):  # solving it again for every format would cost most of the time
+      figure.draw_without_rendering()
+      figure.set_layout_engine("none")
     buffer = io.BytesIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": "jaxkd"})
     if stem is not None:

@@ -214,8 +214,7 @@ def verdicts_table(study: Mapping[str, Any]) -> Table:
   ]
   note = (
     "Supported: the Holm-adjusted 95 % paired t intervals over seeds lie on the claimed side; "
-    "contradicted: on the other side; "
-    "undecided: 0 is inside. Undecided is not evidence of equality."
+    "contradicted: on the other side; undecided: 0 is inside. Undecided is not evidence of equality."
   )
   return Table("Hypotheses and verdicts", ["Hypothesis", "Verdict", "Why"], rows, note=note)
 

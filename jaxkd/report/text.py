@@ -35,11 +35,14 @@ def finite(value: Any) -> bool:
 
 
 def number(value: Any, digits: int | None = None, *, sign: bool = False) -> str:
-  """The value with `digits` decimals (None: four significant digits), thousands separated; a dash if
-  not finite.
+  """The value with `digits` decimals and separated thousands; a dash if it is not finite.
+
+  digits None: four significant digits, tiny values in powers of ten.
   """
   if not finite(value):
     return MISSING
+  if digits is None and 0 < abs(value) < 1e-4:
+    return f"{value:.3g}".replace("e-0", "e-").replace("-", MINUS)
   if digits is None:
     digits = 0 if isinstance(value, int) or not value else max(0, 3 - math.floor(math.log10(abs(value))))
   value = round(value, digits) + 0  # adding 0 turns -0.0 into 0.0

@@ -62,5 +62,5 @@ def test_refuses_unequal_shapes(loss):
 
 
 def test_refuses_a_temperature_of_zero():
-  with pytest.raises(ValueError, match="temperature is 0.0"):
+  with pytest.raises(ValueError, match=r"temperature is 0\.0"):
     soft_kd(jnp.zeros((2, 3)), jnp.zeros((2, 3)), temperature=0.0)

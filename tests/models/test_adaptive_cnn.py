@@ -54,7 +54,7 @@ def test_features_are_the_mean_of_the_last_stage_and_dropout_is_only_in_the_head
   variables = init(model, images)
   taps = evaluate(model, variables, images)[1]
   np.testing.assert_allclose(taps["features"], np.mean(taps["stage0"], axis=(1, 2)), atol=1e-6)
-  first, second = (train(model, variables, images, jax.random.key(i))[0][1] for i in range(2))
+  first, second = (train(model, variables, images, key=jax.random.key(i))[0][1] for i in range(2))
   np.testing.assert_array_equal(first["features"], second["features"])
   assert np.abs(first["logits"] - second["logits"]).max() > 1e-3
 

@@ -32,9 +32,9 @@ def reference(q, k, v):
 
 def test_matches_a_float64_loop():
   out, maps = reference(*QKV)
-  np.testing.assert_allclose(attention(*QKV, implementation="xla"), out, atol=2e-6)
+  np.testing.assert_allclose(attention(*QKV, implementation="xla"), out, atol=5e-6)
   with_maps = attention_with_maps(*QKV)
-  np.testing.assert_allclose(with_maps[0], out, atol=2e-6)
+  np.testing.assert_allclose(with_maps[0], out, atol=5e-6)
   np.testing.assert_allclose(with_maps[1], maps, atol=1e-6)
   wrong_scale = attention(QKV[0] * 8**0.5, *QKV[1:], implementation="xla")
   assert np.abs(wrong_scale - out).max() > 0.1
@@ -59,7 +59,9 @@ def test_first_and_second_derivatives_match_the_plain_softmax():
 
 def test_large_scores_stay_finite():
   q, k, v = QKV
-  out, grad = jax.value_and_grad(lambda q: jnp.sum(attention(q, k, v, implementation="xla")))(1e4 * q)
+  out, grad = jax.jit(jax.value_and_grad(lambda q: jnp.sum(attention(q, k, v, implementation="xla"))))(
+    1e4 * q
+  )
   assert np.isfinite(out)
   assert np.all(np.isfinite(grad))
 
@@ -71,7 +73,7 @@ def test_bfloat16_inputs_give_bfloat16_outputs_and_float32_maps():
   assert (out.dtype, maps.dtype) == (jnp.bfloat16, jnp.float32)
   np.testing.assert_allclose(maps, exact[1], atol=1e-6)
   for values in (out, attention(*low, implementation="xla")):
-    np.testing.assert_allclose(values.astype(jnp.float32), exact[0], atol=0.06)
+    np.testing.assert_allclose(values.astype(jnp.float32), exact[0], atol=0.04, rtol=0.004)
 
 
 def device(platform, version):

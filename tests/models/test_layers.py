@@ -9,7 +9,7 @@ from scipy.special import erf
 
 from jaxkd.models.layers import DropPath, ResidualBlock, batch_norm, conv3x3, gelu, layer_norm
 
-from .jitted import evaluate, init
+from .jitted import evaluate, init, train, true_init
 
 
 def conv_reference(x, kernel, stride=1, pad=1):
@@ -58,7 +58,7 @@ def test_convolution_pads_as_torch(stride):
   np.testing.assert_allclose(evaluate(module, variables, x), expected, atol=2e-6)
   same = evaluate(module.clone(padding="SAME"), variables, x)
   assert (np.abs(same - expected).max() > 0.1) == (stride == 2)  # negative control
-  deviation = np.std(init(conv3x3(256, jnp.float32), x)["params"]["kernel"])
+  deviation = np.std(true_init(conv3x3(256, jnp.float32), x)["params"]["kernel"])
   np.testing.assert_allclose(deviation, np.sqrt(2 / (9 * 256)), rtol=0.03)  # He, fan out
 
 
@@ -66,31 +66,32 @@ def test_layer_norm_survives_a_large_mean():
   x = jax.random.normal(jax.random.key(0), (4, 64)) + 1000
   y = np.asarray(x, np.float64)
   expected = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-6)
-  got = Norm("layer").init_with_output(jax.random.key(1), x)[0]
+  variables = init(Norm("layer"), x, deviation=0)
+  got = evaluate(Norm("layer"), variables, x)
   np.testing.assert_allclose(got, expected, atol=1e-4)
-  fast = nn.LayerNorm(epsilon=1e-6).init_with_output(jax.random.key(1), x)[0]
+  fast = evaluate(nn.LayerNorm(epsilon=1e-6), {"params": variables["params"]["norm"]}, x)
   assert np.abs(fast - expected).max() > 1e-2  # negative control: E[x^2] - E[x]^2
-  assert Norm("layer", jnp.bfloat16).init_with_output(jax.random.key(1), x)[0].dtype == jnp.bfloat16
+  assert evaluate(Norm("layer", jnp.bfloat16), variables, x).dtype == jnp.bfloat16
 
 
 def test_batch_norm_statistics():
   x = 3 * jax.random.normal(jax.random.key(0), (4, 5, 5, 2)) + 7
   module = Norm("batch")
-  variables = init(module, x)
-  y, updates = module.apply(variables, x, mutable=["batch_stats"])
+  variables = init(module, x, deviation=0)
+  y, updates = train(module, variables, x)
   flat = np.asarray(x, np.float64).reshape(-1, 2)
   expected = (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5)
   np.testing.assert_allclose(y.reshape(-1, 2), expected, atol=1e-5)
   stats = updates["batch_stats"]["norm"]
   np.testing.assert_allclose(stats["mean"], 0.1 * flat.mean(0), rtol=1e-5)
   np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * flat.var(0), rtol=1e-5)
-  np.testing.assert_allclose(module.apply(variables, x, train=False), x / np.sqrt(1 + 1e-5), rtol=1e-6)
+  np.testing.assert_allclose(evaluate(module, variables, x, train=False), x / np.sqrt(1 + 1e-5), rtol=1e-6)
 
 
 def test_batch_statistics_are_float32_in_a_bfloat16_model():
   x = (jax.random.normal(jax.random.key(0), (8, 16, 16, 1)) + 100).astype(jnp.bfloat16)
-  updates = Norm("batch", jnp.bfloat16).init_with_output(jax.random.key(1), x)[1]
-  _, updates = Norm("batch", jnp.bfloat16).apply(updates, x, mutable=["batch_stats"])
+  module = Norm("batch", jnp.bfloat16)
+  updates = train(module, init(module, x, deviation=0), x)[1]
   exact = 0.1 * np.asarray(x.astype(jnp.float32), np.float64).mean()
   np.testing.assert_allclose(updates["batch_stats"]["norm"]["mean"][0], exact, rtol=1e-6)
 
@@ -101,9 +102,7 @@ def test_batch_statistics_are_float32_in_a_bfloat16_model():
 def test_residual_block_against_numpy(width, stride, gated):
   x = jax.random.normal(jax.random.key(0), (2, 6, 6, 4))
   block = ResidualBlock(width, stride, gated)
-  variables = init(block, x, train=False)
-  noise = np.random.default_rng(2)
-  variables = jax.tree.map(lambda leaf: leaf + 0.2 * noise.random(leaf.shape, np.float32), variables)
+  variables = init(block, x, deviation=0.2, train=False)
   p, s = (jax.tree.map(lambda a: np.asarray(a, np.float64), variables[k]) for k in ("params", "batch_stats"))
 
   def norm(y, name):
@@ -123,7 +122,7 @@ def test_residual_block_against_numpy(width, stride, gated):
 
 def test_drop_path_drops_whole_samples_and_keeps_the_expectation():
   x = jnp.ones((4096, 3, 2))
-  y = np.asarray(DropPath(0.3).apply({}, x, train=True, rngs={"dropout": jax.random.key(0)}))
+  y = np.asarray(train(DropPath(0.3), {}, x, key=jax.random.key(0))[0])
   assert np.all(y == y[:, :1, :1])  # a sample's entries share one fate
   kept = y[:, 0, 0] > 0
   np.testing.assert_allclose(y[kept], 1 / 0.7, rtol=1e-6)

@@ -165,7 +165,7 @@ def _curves(rng, terms):
     train_loss=band(loss + 0.1 * len(terms), 0.05),
     validation_accuracy=band(accuracy, 0.01),
     terms={t: (loss * (k + 1)).tolist() for k, t in enumerate(names)},
-    gradient_share={t: (rng.uniform(0.1, 0.3, len(step)) + 0.3 * k).tolist() for k, t in enumerate(names)},
+    gradient_share={t: [rng.uniform(0.2, 0.4) if s % 100 == 0 else None for s in step] for t in names},
   )
 
 
@@ -276,23 +276,14 @@ def study(arms=None, *, seeds=(0, 1, 2)):
 
 
 def training(rows=900):
-  """A run whose validation accuracy is logged every tenth row, half of the rows nested and half flat."""
+  """Rows of a metrics.jsonl; validation accuracy is in every tenth row, gradient norms in every fifth."""
   made = []
   for k in range(rows):
     decay = math.exp(-k / 200)
-    row = {"step": 10 * k, "loss": 2.5 * decay + 0.1, "lr": 1e-3 * decay, "images_per_second": 900.0}
-    extra = {"ce": 2.0 * decay + 0.05, "kd": 40.0 * decay + 0.001}
-    row |= (
-      {"terms": extra, "gradient_share": {"ce": 0.7, "kd": 0.3}}
-      if k % 2
-      else {
-        "terms/ce": extra["ce"],
-        "terms/kd": extra["kd"],
-        "gradient_share/ce": 0.7,
-        "gradient_share/kd": 0.3,
-      }
-    )
-    made.append(row | ({"validation_accuracy": 0.95 - 0.8 * decay} if k % 10 == 0 else {}))
+    row = {"step": 10 * k, "loss": 2.5 * decay + 0.1, "lr": 1e-3 * decay, "time/images_per_s": 900.0}
+    row |= {"loss/ce": 2.0 * decay + 0.05, "loss/kd": 40.0 * decay + 0.001, "weight/kd": 0.5}
+    row |= {"gradient/ce": 3.0, "gradient/kd": 1.0} if k % 5 == 0 else {}
+    made.append(row | ({"validation/accuracy_cls": 0.95 - 0.8 * decay} if k % 10 == 0 else {}))
   return dict(
     schema="jaxkd.training/1",
     name="cnn-kd",
