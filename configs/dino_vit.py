@@ -16,7 +16,7 @@ def get_config(arg=None):
       "augment": {"brightness": 0.4, "contrast": 0.4},
       "views": {"global_count": 2, "global_scale": (0.6, 1.0), "local_count": 4, "local_size": 8, "local_scale": (0.2, 0.5)},
     },
-    "model": {"name": "vit", "patch_size": 4, "width": 64, "depth": 6, "heads": 4, "mlp_ratio": 2.0, "num_classes": 0},
+    "model": {"name": "vit", "patch_size": 4, "width": 64, "depth": 6, "heads": 4, "mlp_ratio": 2.0, "init_std": 0.1, "num_classes": 0},
     "teachers": {"ema": {"weights": "ema", "view": "same"}},
     "terms": {"dino": {"kind": "dino", "teacher": "ema", "prototypes": 256, "temperature_warmup_epochs": 10.0}},
     "optim": {"name": "adamw", "lr": 2e-3, "weight_decay": 0.05, "warmup_epochs": 3.0},

@@ -5,7 +5,7 @@ python -m jaxkd.main study --config=configs/study.py:digits --workdir=runs/digit
 
 from jaxkd.config import parse_arg
 
-STUDENT = {"patch_size": 4, "width": 64, "depth": 4, "heads": 4, "mlp_ratio": 2.0}
+STUDENT = {"patch_size": 4, "width": 64, "depth": 4, "heads": 4, "mlp_ratio": 2.0, "init_std": 0.1}
 LABELS = {"ce": {"kind": "cross_entropy", "student_taps": ("logits/cls",), "smoothing": 0.1}}
 
 
@@ -68,13 +68,19 @@ def ssl_teacher(data, smoke):
       "data": {
         **data,
         "augment": {"brightness": 0.4, "contrast": 0.4},
-        "views": {"global_count": 2, "global_scale": (0.4, 1.0)},
+        "views": {
+          "global_count": 2,
+          "global_scale": (0.6, 1.0),
+          "local_count": 4,
+          "local_size": 8,
+          "local_scale": (0.3, 0.6),
+        },
       },
       "model": {"name": "vit", "num_classes": 0, **STUDENT},
       "teachers": {"ema": {"weights": "ema", "view": "same"}},
       "terms": {"dino": {"kind": "dino", "teacher": "ema", "prototypes": 128, "teacher_temperature": 0.04}},
       "optim": {"name": "adamw", "lr": 2e-3, "weight_decay": 0.05, "warmup_epochs": 3.0},
-      "train": {"epochs": 1.0 if smoke else 60.0, "batch_size": 64, "ema": 0.98, "ema_end": 1.0},
+      "train": {"epochs": 1.0 if smoke else 60.0, "batch_size": 64, "ema": 0.98, "ema_end": 0.995},
       "eval": {"metric": "none"},
     },
   }

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.initializers import truncated_normal
 from jaxtyping import Array, Float
 
 from jaxkd.models.attention import attention, attention_with_maps, resolve_implementation
@@ -29,7 +30,6 @@ from jaxkd.models.layers import (
   image_pair,
   layer_norm,
   torch_uniform,
-  trunc_normal,
 )
 
 INFERENCE = ("mean", "cls", "dist")
@@ -79,6 +79,7 @@ class Attention(nn.Module):
   heads: int
   implementation: str = "xla"
   dropout: float = 0.0
+  init_std: float = 0.02
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -86,7 +87,8 @@ class Attention(nn.Module):
     self, x: Float[Array, "b n d"], *, train: bool, maps: bool
   ) -> tuple[Float[Array, "b n d"], Float[Array, "b h n n"] | None]:
     b, n, d = x.shape
-    qkv = nn.Dense(3 * d, dtype=self.dtype, kernel_init=trunc_normal, name="qkv")(x)
+    init = truncated_normal(self.init_std)
+    qkv = nn.Dense(3 * d, dtype=self.dtype, kernel_init=init, name="qkv")(x)
     qkv = qkv.reshape(b, n, 3, self.heads, d // self.heads)
     q, k, v = (qkv[:, :, i] for i in range(3))
     weights = None
@@ -94,7 +96,7 @@ class Attention(nn.Module):
       y, weights = attention_with_maps(q, k, v)
     else:
       y = attention(q, k, v, implementation=self.implementation)
-    y = nn.Dense(d, dtype=self.dtype, kernel_init=trunc_normal, name="proj")(y.reshape(b, n, d))
+    y = nn.Dense(d, dtype=self.dtype, kernel_init=init, name="proj")(y.reshape(b, n, d))
     return nn.Dropout(self.dropout, name="drop")(y, deterministic=not train), weights
 
 
@@ -103,14 +105,15 @@ class Mlp(nn.Module):
 
   ratio: float = 4.0
   dropout: float = 0.0
+  init_std: float = 0.02
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "b n d"], *, train: bool) -> Float[Array, "b n d"]:
-    hidden, d = int(x.shape[-1] * self.ratio), x.shape[-1]
-    x = gelu(nn.Dense(hidden, dtype=self.dtype, kernel_init=trunc_normal, name="fc1")(x))
+    hidden, d, init = int(x.shape[-1] * self.ratio), x.shape[-1], truncated_normal(self.init_std)
+    x = gelu(nn.Dense(hidden, dtype=self.dtype, kernel_init=init, name="fc1")(x))
     x = nn.Dropout(self.dropout, name="drop1")(x, deterministic=not train)
-    x = nn.Dense(d, dtype=self.dtype, kernel_init=trunc_normal, name="fc2")(x)
+    x = nn.Dense(d, dtype=self.dtype, kernel_init=init, name="fc2")(x)
     return nn.Dropout(self.dropout, name="drop2")(x, deterministic=not train)
 
 
@@ -122,16 +125,17 @@ class Block(nn.Module):
   drop_path: float = 0.0
   dropout: float = 0.0
   implementation: str = "xla"
+  init_std: float = 0.02
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "b n d"], *, train: bool, maps: bool = False
   ) -> tuple[Float[Array, "b n d"], Float[Array, "b h n n"] | None]:
-    attend = Attention(self.heads, self.implementation, self.dropout, self.dtype, name="attn")
+    attend = Attention(self.heads, self.implementation, self.dropout, self.init_std, self.dtype, name="attn")
     y, weights = attend(layer_norm(x, self.dtype, "norm1"), train=train, maps=maps)
     x = x + DropPath(self.drop_path, name="drop_path1")(y, train=train)
-    mlp = Mlp(self.mlp_ratio, self.dropout, self.dtype, name="mlp")
+    mlp = Mlp(self.mlp_ratio, self.dropout, self.init_std, self.dtype, name="mlp")
     y = mlp(layer_norm(x, self.dtype, "norm2"), train=train)
     return x + DropPath(self.drop_path, name="drop_path2")(y, train=train), weights
 
@@ -164,6 +168,7 @@ class ViT(nn.Module):
   distilled: bool = False
   inference: str = "cls"
   attention: str = "xla"
+  init_std: float = 0.02
   dtype: Any = jnp.float32
 
   @property
@@ -195,7 +200,7 @@ class ViT(nn.Module):
 
   def _block(self, i: int) -> Block:
     rate = self.drop_path * i / max(self.depth - 1, 1)
-    options = (self.heads, self.mlp_ratio, rate, self.dropout, self.attention, self.dtype)
+    options = (self.heads, self.mlp_ratio, rate, self.dropout, self.attention, self.init_std, self.dtype)
     return Block(*options, name=f"block{i:02d}")
 
   def _embed(self, images: Array, train: bool) -> Array:
@@ -210,14 +215,15 @@ class ViT(nn.Module):
     tokens = [jnp.broadcast_to(t.astype(self.dtype), (b, 1, self.width)) for t in self._special()]
     tokens[0] = nn.Dropout(self.cls_dropout, name="cls_drop")(tokens[0], deterministic=not train)
     rows, columns = self.grid
-    table = self.param("pos_embed", trunc_normal, (1, self.special_tokens + rows * columns, self.width))
+    init = truncated_normal(self.init_std)
+    table = self.param("pos_embed", init, (1, self.special_tokens + rows * columns, self.width))
     table = resize_positions(table, self.special_tokens, self.grid, (h // size, w // size))
     x = jnp.concatenate([*tokens, patches], axis=1) + table.astype(self.dtype)
     return nn.Dropout(self.dropout, name="pos_drop")(x, deterministic=not train)
 
   def _special(self) -> list[Array]:
     names = ("cls_token", "dist_token")[: self.special_tokens]
-    return [self.param(name, trunc_normal, (1, 1, self.width)) for name in names]
+    return [self.param(name, truncated_normal(self.init_std), (1, 1, self.width)) for name in names]
 
   def _classify(self, x: Array, taps: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
     taps["features"] = x[:, 0].astype(jnp.float32)
@@ -229,7 +235,7 @@ class ViT(nn.Module):
     return taps["logits"], taps
 
   def _head(self, name: str, token: Array) -> Array:
-    return classify(token, self.num_classes, self.dtype, name, trunc_normal)
+    return classify(token, self.num_classes, self.dtype, name, truncated_normal(self.init_std))
 
 
 def vit(
@@ -250,6 +256,7 @@ def vit(
   distilled: bool = False,
   inference: str = "cls",
   attention: str = "auto",
+  init_std: float = 0.02,
   dtype: str = "float32",
 ) -> ViT:
   """Builds a ViT, or with `distilled` a DeiT; `attention="auto"` is resolved here, once, for this machine.
@@ -263,6 +270,8 @@ def vit(
   size = image_pair(image_size)
   check_sizes(patch_size=patch_size, width=width, depth=depth, heads=heads, in_channels=in_channels)
   check_classes(num_classes)
+  if init_std <= 0:
+    raise ValueError(f"init_std={init_std} must be positive; 0.02 is DeiT's, narrow models (64) learn faster with 0.1")
   if mlp_ratio <= 0:
     raise ValueError(f"mlp_ratio={mlp_ratio} must be positive; 4 is usual")
   if choose("inference", inference, INFERENCE) != "cls" and not distilled:
@@ -294,6 +303,7 @@ def vit(
     distilled=distilled,
     inference=inference,
     attention=resolve_implementation(attention, compute, head_dim=width // heads),
+    init_std=init_std,
     dtype=compute,
   )
 

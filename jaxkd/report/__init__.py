@@ -46,7 +46,15 @@ Numbers may be null where a statistic does not exist, for example the interval o
   `gradient/<term>` (the norm of the weighted term's own gradient); the table has first and last of all.
 """
 
+from jaxkd.report.evaluation import evaluation_figures, evaluation_table
 from jaxkd.report.page import forensics_report, study_report, training_report
 from jaxkd.report.tables import console_table
 
-__all__ = ["console_table", "forensics_report", "study_report", "training_report"]
+__all__ = [
+  "console_table",
+  "evaluation_figures",
+  "evaluation_table",
+  "forensics_report",
+  "study_report",
+  "training_report",
+]
