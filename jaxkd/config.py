@@ -90,7 +90,14 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
 def complete(raw: Any) -> ConfigDict:
   """`raw` (a dict or ConfigDict) with every missing key at its default; unknown keys are refused."""
   raw = raw.to_dict() if isinstance(raw, ConfigDict) else dict(raw)
-  return ConfigDict(_complete(raw, schema.STUDY if "study" in raw else schema.RUN, ""))
+  tree = _complete(raw, schema.STUDY if "study" in raw else schema.RUN, "")
+  return _ordered(tree)
+
+
+def _ordered(tree: dict) -> ConfigDict:
+  """A ConfigDict whose arms and terms keep the order in which they were written (by default it sorts them)."""
+  items = {k: _ordered(v) if isinstance(v, dict) else v for k, v in tree.items()}
+  return ConfigDict(items, sort_keys=False)
 
 
 def _complete(raw: dict, section: dict, path: str) -> dict:
@@ -293,8 +300,8 @@ def _validate_term(term: ConfigDict, teachers: ConfigDict, path: str) -> None:
 
 
 def to_json(config: ConfigDict) -> str:
-  """Canonical JSON of a config: sorted keys, tuples as lists."""
-  return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+  """JSON of a config: keys in the order of the schema, tuples as lists."""
+  return json.dumps(config.to_dict(), indent=2)
 
 
 def from_json(text: str) -> ConfigDict:

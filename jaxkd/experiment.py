@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxkd import config as configs
 from jaxkd import data, models, optim, sharding, teachers
 from jaxkd.data import Dataset
 from jaxkd.errors import UserError
@@ -20,9 +22,12 @@ from jaxkd.objective import Objective
 from jaxkd.teachers import Teacher
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
-  """Everything a training run is made of."""
+  """Everything a training run is made of.
+
+  Two experiments are equal when they differ in nothing but the seed: such runs share their compiled programs.
+  """
 
   config: ConfigDict
   dataset: Dataset
@@ -35,6 +40,20 @@ class Experiment:
   mesh: Mesh
   steps: int
   steps_per_epoch: int
+  taps: tuple[dict, dict[str, dict]]  # shapes of the student's and each teacher's taps, for a batch of 2
+
+  @functools.cached_property
+  def signature(self) -> str:
+    """The config but for its seed, the data and the teachers."""
+    keys = {k: v for k, v in configs.flat(self.config).items() if k != "seed"}
+    digests = {name: (t.digest, t.view) for name, t in self.teachers.items()}
+    return repr((keys, self.dataset.digest, digests, self.mesh))
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, Experiment) and self.signature == other.signature
+
+  def __hash__(self) -> int:
+    return hash(self.signature)
 
   def every(self, epochs: float) -> int:
     """`epochs` in steps, at least 1."""
@@ -67,11 +86,9 @@ def build(config: ConfigDict) -> Experiment:
     views={"global": config.data.views.global_count, "local": config.data.views.local_count},
   )
   tx = optim.make_optimizer(config.optim, schedule)
-  experiment = Experiment(
-    config, dataset, model, options, frozen, objective, tx, schedule, mesh, steps, per_epoch
-  )
-  objective.check(*tap_shapes(experiment))
-  return experiment
+  taps = tap_shapes(model, frozen, dataset.image_shape)
+  objective.check(*taps)
+  return Experiment(config, dataset, model, options, frozen, objective, tx, schedule, mesh, steps, per_epoch, taps)
 
 
 def model_options(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
@@ -89,17 +106,13 @@ def create_model(options: dict[str, Any]) -> nn.Module:
     raise UserError(f"config.model: {e}", "see jaxkd.models.options(name) for what it takes") from e
 
 
-def tap_shapes(experiment: Experiment) -> tuple[dict, dict[str, dict]]:
+def tap_shapes(
+  model: nn.Module, frozen: dict[str, Teacher], image_shape: tuple[int, int, int]
+) -> tuple[dict, dict[str, dict]]:
   """Shapes of the student's and every teacher's taps for a batch of 2, without computing."""
-  height, width, channels = experiment.dataset.image_shape
-  images = jax.ShapeDtypeStruct((2, height, width, channels), jnp.float32)
-  student = _abstract_taps(experiment.model, images)
-  return student, {name: _abstract_taps(t.model, images) for name, t in experiment.teachers.items()}
+  images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+  return _abstract_taps(model, images), {name: _abstract_taps(t.model, images) for name, t in frozen.items()}
 
 
 def _abstract_taps(model: nn.Module, images) -> dict:
-  def taps(x):
-    variables = model.init(jax.random.key(0), x)
-    return model.apply(variables, x)[1]
-
-  return jax.eval_shape(taps, images)
+  return jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0][1], images)

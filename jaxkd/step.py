@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
 from jaxkd import data, sharding
-from jaxkd.experiment import Experiment, tap_shapes
+from jaxkd.experiment import Experiment
 from jaxkd.teachers import normalize
 
 # Streams of randomness under a run's seed.
@@ -31,12 +33,14 @@ class TrainState:
 
 
 def init_state(experiment: Experiment) -> TrainState:
-  """The state before step 0. Initial weights depend on the seed and the model only, not on terms or teachers.
-
-  It runs once, so it is compiled without optimisation, which is several times faster.
-  """
-  quickly = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-  return jax.jit(lambda key: _init(experiment, key), compiler_options=quickly)(seed_key(experiment))
+  """The state before step 0. Initial weights depend on the seed and the model only, not on terms or teachers."""
+  key, objective = seed_key(experiment), experiment.objective
+  variables = dict(_model_init(experiment.model, experiment.dataset.image_shape)(jax.random.fold_in(key, MODEL)))
+  heads, terms = _once(lambda k: objective.init(k, *experiment.taps))(jax.random.fold_in(key, HEADS))
+  params = {"model": variables.pop("params"), "heads": heads}
+  ema = params if experiment.uses_ema else {}
+  zero = jnp.zeros((), jnp.int32)
+  return TrainState(zero, params, variables, experiment.tx.init(params), ema, terms, zero)
 
 
 def seed_key(experiment: Experiment) -> jax.Array:
@@ -44,14 +48,15 @@ def seed_key(experiment: Experiment) -> jax.Array:
   return jax.random.key(experiment.config.seed)
 
 
-def _init(experiment: Experiment, key: jax.Array) -> TrainState:
-  images = jnp.zeros((1, *experiment.dataset.image_shape), jnp.float32)
-  variables = dict(experiment.model.init(jax.random.fold_in(key, MODEL), images))
-  heads, terms = experiment.objective.init(jax.random.fold_in(key, HEADS), *tap_shapes(experiment))
-  params = {"model": variables.pop("params"), "heads": heads}
-  ema = params if experiment.uses_ema else {}
-  zero = jnp.zeros((), jnp.int32)
-  return TrainState(zero, params, variables, experiment.tx.init(params), ema, terms, zero)
+def _once(function):
+  """A jitted function that runs once or rarely: on CPU it is compiled without optimisation, several times faster."""
+  quickly = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+  return jax.jit(function, compiler_options=quickly)
+
+
+@functools.lru_cache(maxsize=16)
+def _model_init(model: nn.Module, image_shape: tuple[int, int, int]):
+  return _once(lambda key: model.init(key, jnp.zeros((1, *image_shape), jnp.float32)))
 
 
 def place(experiment: Experiment, state: TrainState) -> TrainState:
@@ -72,8 +77,12 @@ def frozen_inputs(experiment: Experiment) -> dict[str, Any]:
   return {**arrays, "key": jax.device_put(seed_key(experiment), everywhere)}
 
 
+@functools.lru_cache(maxsize=16)
 def make_train_step(experiment: Experiment):
-  """`step(state, index [b] int32, frozen) -> (state, metrics)`, jitted over the mesh, `state` donated."""
+  """`step(state, index [b] int32, frozen) -> (state, metrics)`, jitted over the mesh, `state` donated.
+
+  One compiled program serves all seeds of an experiment in this process.
+  """
 
   def step(state: TrainState, index, frozen):
     loss_fn = _loss_fn(experiment, state, index, frozen)
@@ -84,11 +93,13 @@ def make_train_step(experiment: Experiment):
     skipped = state.skipped + (~finite).astype(jnp.int32)
     metrics = {"loss": total, **aux["logged"], "gradient_norm": norm, "lr": experiment.schedule(state.step)}
     metrics["skipped"] = skipped
-    return keep.replace(step=state.step + 1, skipped=skipped), metrics
+    keep = keep.replace(step=state.step + 1, skipped=skipped)
+    return jax.lax.with_sharding_constraint(keep, sharding.state_shardings(keep, experiment.mesh)), metrics
 
-  return jax.jit(step, donate_argnums=0, **_shardings(experiment))
+  return jax.jit(step, donate_argnums=0)
 
 
+@functools.lru_cache(maxsize=16)
 def make_gradient_shares(experiment: Experiment):
   """`shares(state, index, frozen) -> {term: norm}`: each weighted term's own gradient norm over all parameters."""
 
@@ -99,13 +110,7 @@ def make_gradient_shares(experiment: Experiment):
     norms = jax.vmap(lambda cotangent: optax.tree.norm(pull(cotangent)[0]))(jnp.eye(len(names), dtype=values.dtype))
     return dict(zip(names, norms, strict=True))
 
-  return jax.jit(shares, **_shardings(experiment))
-
-
-def _shardings(experiment: Experiment) -> dict[str, Any]:
-  mesh = experiment.mesh
-  state = sharding.state_shardings(jax.eval_shape(lambda: _init(experiment, seed_key(experiment))), mesh)
-  return {"in_shardings": (state, sharding.batch_sharding(mesh), sharding.replicated(mesh))}
+  return _once(shares)
 
 
 def _total(loss_fn):
@@ -143,9 +148,9 @@ def _loss_fn(experiment: Experiment, state: TrainState, index, frozen):
 
 def _views(experiment: Experiment, index, frozen, key):
   options = experiment.config.data
+  # The gather reads replicated arrays; a split index splits its result over the devices.
+  index = jax.lax.with_sharding_constraint(index, sharding.batch_sharding(experiment.mesh))
   images, labels = frozen["images"][index], frozen["labels"][index]
-  # The gather reads replicated arrays; this pins its result to the batch's devices.
-  images = jax.lax.with_sharding_constraint(images, sharding.batch_sharding(experiment.mesh))
   views = data.make_views(
     images, key, mean=experiment.dataset.mean, augment=options.augment.to_dict(), views=options.views.to_dict()
   )
