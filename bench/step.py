@@ -25,7 +25,9 @@ def measure(config, steps: int) -> dict[str, float | str]:
   train_step, size = make_train_step(experiment), config.train.batch_size
   times = []
   for step in range(steps + 1):
-    index = data.batch_indices(step, examples=len(experiment.dataset.train), batch_size=size, seed=config.seed)
+    index = data.batch_indices(
+      step, examples=len(experiment.dataset.train), batch_size=size, seed=config.seed
+    )
     start = time.perf_counter()
     state, metrics = train_step(state, index, frozen)
     jax.block_until_ready((state, metrics))

@@ -98,15 +98,13 @@ class Checkpoints:
       raise IntegrityFailure(f"no good checkpoint in {self.folder}", "start again in another --workdir")
     return None
 
-  def best_step(self) -> int | None:
-    """The step with the highest metric, or the newest when none is tracked."""
+  def best_step(self) -> int:
+    """The saved step with the highest metric (the first of equals), or the newest when none is tracked."""
     self.wait()
-    steps = self.manager.all_steps()
-    if not steps:
-      return None
-    if not self.metric:
-      return max(steps)
-    return max(sorted(steps), key=lambda s: self.metrics(s).get(self.metric, -np.inf))
+    steps, metric = sorted(self.manager.all_steps()), self.metric
+    if metric is None:
+      return steps[-1]
+    return max(steps, key=lambda s: self.metrics(s).get(metric, -np.inf))
 
   def metrics(self, step: int) -> dict[str, float]:
     """What was saved as the metrics of `step`."""
@@ -123,7 +121,9 @@ class Checkpoints:
 def digests(tree) -> dict[str, str]:
   """sha256 of dtype, shape and bytes of every leaf, by path."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): _digest(np.asarray(leaf)) for path, leaf in leaves}
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): _digest(np.asarray(leaf)) for path, leaf in leaves
+  }
 
 
 def _digest(array: np.ndarray) -> str:
@@ -147,8 +147,12 @@ def resolve(path: str | Path) -> Path:
   if steps:
     best = path / "best.json"
     return folder / str(files.read_json(best)["step"] if best.is_file() else steps[-1])
-  beside = sorted(p.name for p in path.parent.glob("*") if (p / "state").is_dir()) if path.parent.is_dir() else []
-  hint = f"steps there: {', '.join(beside)}" if beside else "name a run folder or runs/<name>/checkpoints/<step>"
+  beside = (
+    sorted(p.name for p in path.parent.glob("*") if (p / "state").is_dir()) if path.parent.is_dir() else []
+  )
+  hint = (
+    f"steps there: {', '.join(beside)}" if beside else "name a run folder or runs/<name>/checkpoints/<step>"
+  )
   raise UserError(f"no checkpoint at {path}", hint)
 
 
@@ -167,7 +171,9 @@ def read_step(path: Path) -> Checkpoint:
   recorded, meta = read_json(path, "digests"), read_json(path, "meta")
   actual = digests(state)
   if bad := sorted(k for k in {*recorded, *actual} if recorded.get(k) != actual.get(k)):
-    raise IntegrityFailure(f"checkpoint {path}: digest mismatch in {', '.join(bad[:3])}", "restore another step")
+    raise IntegrityFailure(
+      f"checkpoint {path}: digest mismatch in {', '.join(bad[:3])}", "restore another step"
+    )
   total = hashlib.sha256("".join(recorded[k] for k in sorted(recorded)).encode()).hexdigest()
   return Checkpoint(path, int(meta["step"]), state, read_json(path, "config"), meta, total)
 
@@ -177,7 +183,9 @@ def read_json(step_folder: Path, item: str) -> dict[str, Any]:
   try:
     return files.read_json(step_folder / item / "metadata")
   except (OSError, ValueError) as e:
-    raise IntegrityFailure(f"checkpoint {step_folder}: cannot read its {item}: {e}", "restore another step") from e
+    raise IntegrityFailure(
+      f"checkpoint {step_folder}: cannot read its {item}: {e}", "restore another step"
+    ) from e
 
 
 def _read_tree(path: Path) -> dict[str, Any]:
@@ -188,7 +196,9 @@ def _read_tree(path: Path) -> dict[str, Any]:
       arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
       return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=arrays))
   except Exception as e:  # Orbax, TensorStore and JSON each raise their own kinds on damaged files
-    raise IntegrityFailure(f"checkpoint {path.parent}: unreadable ({type(e).__name__})", "restore another step") from e
+    raise IntegrityFailure(
+      f"checkpoint {path.parent}: unreadable ({type(e).__name__})", "restore another step"
+    ) from e
 
 
 def arrays(found: Checkpoint) -> list[dict[str, Any]]:

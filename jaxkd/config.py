@@ -39,15 +39,21 @@ def _call_get_config(path: Path, arg: str | None) -> dict:
   if not path.is_file():
     raise UserError(f"config file {path} does not exist", _files_beside(path))
   spec = importlib.util.spec_from_file_location(f"jaxkd_config_{path.stem}", path)
+  if spec is None or spec.loader is None:
+    raise UserError(f"config file {path} is not a Python file", "name a .py file with a get_config")
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
   except SyntaxError as e:
     raise UserError(f"config file {path} line {e.lineno}: {e.msg}", "fix the syntax of that line") from e
   except Exception as e:
-    raise UserError(f"config file {path} line {_line_in(e, path)}: {e!r}", "the file must import cleanly") from e
+    raise UserError(
+      f"config file {path} line {_line_in(e, path)}: {e!r}", "the file must import cleanly"
+    ) from e
   if not hasattr(module, "get_config"):
-    raise UserError(f"config file {path} has no get_config", "define `def get_config(arg=None)` returning a dict")
+    raise UserError(
+      f"config file {path} has no get_config", "define `def get_config(arg=None)` returning a dict"
+    )
   try:
     return module.get_config(arg)
   except UserError:
@@ -77,7 +83,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
   out = dict(defaults)
   for i, part in enumerate(p for p in (arg or "").split(",") if p):
     name, equals, text = part.partition("=")
-    first = next(iter(defaults), None)
+    first = next(iter(defaults), "")
     if not equals and i == 0 and name not in defaults and isinstance(defaults.get(first), str):
       out[first] = name
     elif name not in defaults:
@@ -115,7 +121,9 @@ def _complete_entry(value: Any, entry: Any, path: str) -> Any:
     known = {k: _complete_entry(value.get(k), f, f"{path}.{k}") for k, f in entry.fields.items()}
     return {**known, **{k: v for k, v in value.items() if k not in known}}
   if isinstance(entry, Each):
-    return {k: _complete(dict(v), _named_schema(entry, v, f"{path}.{k}"), f"{path}.{k}.") for k, v in value.items()}
+    return {
+      k: _complete(dict(v), _named_schema(entry, v, f"{path}.{k}"), f"{path}.{k}.") for k, v in value.items()
+    }
   return _complete(value, entry, f"{path}.")
 
 
@@ -153,7 +161,9 @@ def override(config: ConfigDict, key: str, text: str) -> None:
       raise UserError(f"unknown config key '{key}'", did_you_mean(part, known))
     if i < len(parts) - 1:
       if isinstance(node, Field):
-        raise UserError(f"unknown config key '{key}'", f"{'.'.join(parts[: i + 1])} is a value, not a section")
+        raise UserError(
+          f"unknown config key '{key}'", f"{'.'.join(parts[: i + 1])} is a value, not a section"
+        )
       section = section[part]
   if not isinstance(node, Field):
     raise UserError(f"config key '{key}' is a section", did_you_mean("", list(section.get(parts[-1], {}))))
@@ -189,8 +199,10 @@ def _typed(key: str, field: Field, value: Any) -> Any:
     wanted = {"str": "text", "tuple": "list"}.get(kind.__name__, kind.__name__)
     raise UserError(f"config key '{key}': {value!r} is not a {wanted}", f"its default is {field.default!r}")
   if field.choices and value not in field.choices:
-    raise UserError(f"config key '{key}': unknown value {value!r}", did_you_mean(str(value), map(str, field.choices)))
-  if kind in (int, float) and not _in_range(field, value):
+    raise UserError(
+      f"config key '{key}': unknown value {value!r}", did_you_mean(str(value), map(str, field.choices))
+    )
+  if isinstance(value, int | float) and not _in_range(field, value):
     raise UserError(f"config key '{key}': {value!r} is out of range", f"allowed: {_range(field)}")
   return value
 
@@ -225,9 +237,13 @@ def validate(config: ConfigDict) -> None:
 def _validate_study(config: ConfigDict) -> None:
   study = config.study
   if study.baseline not in study.arms:
-    raise UserError(f"study.baseline '{study.baseline}' is not an arm", did_you_mean(study.baseline, study.arms))
+    raise UserError(
+      f"study.baseline '{study.baseline}' is not an arm", did_you_mean(study.baseline, study.arms)
+    )
   if not study.seeds or len(set(study.seeds)) != len(study.seeds):
-    raise UserError(f"study.seeds {study.seeds} must be distinct and not empty", "e.g. --config.study.seeds=0,1,2")
+    raise UserError(
+      f"study.seeds {study.seeds} must be distinct and not empty", "e.g. --config.study.seeds=0,1,2"
+    )
   for name, teacher in study.teachers.items():
     _validate_run(teacher.run, f"study.teachers.{name}.run.")
   for name, arm in study.arms.items():
@@ -243,7 +259,8 @@ def parse_claim(claim: str, arms: set[str]) -> tuple[str, tuple[str, ...]]:
   unknown = [n for n in names if n not in arms]
   if not colon or len(names) < 2 or unknown:
     raise UserError(
-      f"study.claims: cannot read {claim!r}", f"write 'metric: armA < armB' with the arms {', '.join(sorted(arms))}"
+      f"study.claims: cannot read {claim!r}",
+      f"write 'metric: armA < armB' with the arms {', '.join(sorted(arms))}",
     )
   return metric.strip(), names
 
@@ -252,20 +269,28 @@ def _validate_run(config: ConfigDict, path: str) -> None:
   _validate_objective(config, path)
   uses_ema = any(t.weights == "ema" for t in config.teachers.values())
   if uses_ema and config.train.ema == 0:
-    raise UserError(f"{path}teachers: weights=ema needs a moving average", f"set --config.{path}train.ema=0.996")
+    raise UserError(
+      f"{path}teachers: weights=ema needs a moving average", f"set --config.{path}train.ema=0.996"
+    )
   views = config.data.views
   for key in ("global_scale", "local_scale"):
     low, high = views[key] if len(views[key]) == 2 else (1, 0)
     if not 0 < low <= high <= 1:
-      raise UserError(f"config key '{path}data.views.{key}': {views[key]} is not a range", "0 < low <= high <= 1")
+      raise UserError(
+        f"config key '{path}data.views.{key}': {views[key]} is not a range", "0 < low <= high <= 1"
+      )
   name = config.data.name
   if name == "digits" and config.data.augment.flip:
-    raise UserError(f"{path}data.augment.flip mirrors digits, which changes what they show", "set it to false")
+    raise UserError(
+      f"{path}data.augment.flip mirrors digits, which changes what they show", "set it to false"
+    )
 
 
 def _validate_objective(config: ConfigDict, path: str, known_weights: set[str] | None = None) -> None:
   if not config.terms:
-    raise UserError(f"{path}terms is empty: nothing to train on", "add e.g. terms=dict(ce=dict(kind='cross_entropy'))")
+    raise UserError(
+      f"{path}terms is empty: nothing to train on", "add e.g. terms=dict(ce=dict(kind='cross_entropy'))"
+    )
   for name, teacher in config.teachers.items():
     if not teacher.weights:
       raise UserError(f"{path}teachers.{name}.weights is empty", "name a run folder, a checkpoint, or `ema`")
@@ -295,7 +320,8 @@ def _validate_term(term: ConfigDict, teachers: ConfigDict, path: str) -> None:
       )
     if term.layer_weights and len(term.layer_weights) != len(term.student_taps):
       raise UserError(
-        f"{path}: {len(term.layer_weights)} layer_weights for {len(term.student_taps)} layers", "one for each pair"
+        f"{path}: {len(term.layer_weights)} layer_weights for {len(term.student_taps)} layers",
+        "one for each pair",
       )
 
 

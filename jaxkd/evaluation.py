@@ -41,7 +41,9 @@ def collect(
   return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
 
-def head_logits(model: nn.Module, variables, split: Split, *, mean, std, batch_size: int) -> dict[str, np.ndarray]:
+def head_logits(
+  model: nn.Module, variables, split: Split, *, mean, std, batch_size: int
+) -> dict[str, np.ndarray]:
   """`{"cls": [n c], "mean": ..., "dist": ...}`: cls always, the others for a model with a distillation head."""
   taps = collect(
     model, variables, split.images, names=tuple(HEADS.values()), mean=mean, std=std, batch_size=batch_size
@@ -64,7 +66,9 @@ def log_likelihood_loss(logits: np.ndarray, labels: np.ndarray) -> float:
   return float(-log_p[np.arange(len(labels)), labels].mean())
 
 
-def classification_report(logits: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> dict[str, Any]:
+def classification_report(
+  logits: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]
+) -> dict[str, Any]:
   """Everything `evaluate` says of one head: accuracy, top-k, macro scores, AUC, confusion, ROC, per class.
 
   logits float [n c], labels int [n]. Shares are in [0, 1]. ROC curves are one-vs-rest.
@@ -86,7 +90,9 @@ def classification_report(logits: np.ndarray, labels: np.ndarray, class_names: t
       for i, name in enumerate(class_names)
     },
     "confusion": sk.confusion_matrix(labels, predicted, labels=classes).tolist(),
-    "roc": {name: _roc(p[:, i], labels == i) for i, name in enumerate(class_names) if 0 < support[i] < len(labels)},
+    "roc": {
+      name: _roc(p[:, i], labels == i) for i, name in enumerate(class_names) if 0 < support[i] < len(labels)
+    },
   }
 
 

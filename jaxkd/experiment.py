@@ -88,7 +88,9 @@ def build(config: ConfigDict) -> Experiment:
   tx = optim.make_optimizer(config.optim, schedule)
   taps = tap_shapes(model, frozen, dataset.image_shape)
   objective.check(*taps)
-  return Experiment(config, dataset, model, options, frozen, objective, tx, schedule, mesh, steps, per_epoch, taps)
+  return Experiment(
+    config, dataset, model, options, frozen, objective, tx, schedule, mesh, steps, per_epoch, taps
+  )
 
 
 def model_options(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:

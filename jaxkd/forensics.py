@@ -20,7 +20,14 @@ PROBE_KEY = 7  # every model of every comparison is probed with the same vectors
 
 
 def forensics(
-  subjects: list[Subject], config: ConfigDict, out: Path, *, images: int, hessian_images: int, probes: int, date: str
+  subjects: list[Subject],
+  config: ConfigDict,
+  out: Path,
+  *,
+  images: int,
+  hessian_images: int,
+  probes: int,
+  date: str,
 ) -> dict[str, Any]:
   """Examines `subjects` on the test split of `config.data`, compares them, and writes `out/*.json`.
 
@@ -51,7 +58,9 @@ def forensics(
     "cka": cka,
   }
   for entry in models:
-    files.write_json(out / f"{file_name(entry['name'])}_forensics.json", {**result, "models": [entry], "cka": []})
+    files.write_json(
+      out / f"{file_name(entry['name'])}_forensics.json", {**result, "models": [entry], "cka": []}
+    )
   files.write_json(out / "forensics.json", result)
   return result
 

@@ -30,7 +30,9 @@ class Parser(argparse.ArgumentParser):
 
 def usage() -> str:
   lines = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
-  return f"usage: {__doc__}\n\ncommands (default: train; COMMAND --help tells more):\n{lines}\n\n{EXIT_CODES}\n"
+  return (
+    f"usage: {__doc__}\n\ncommands (default: train; COMMAND --help tells more):\n{lines}\n\n{EXIT_CODES}\n"
+  )
 
 
 def run(argv: list[str]) -> int:

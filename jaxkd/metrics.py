@@ -8,7 +8,14 @@ import sys
 import time
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+  BarColumn,
+  MofNCompleteColumn,
+  Progress,
+  TextColumn,
+  TimeElapsedColumn,
+  TimeRemainingColumn,
+)
 from tensorboardX import SummaryWriter
 
 from jaxkd.errors import CannotWrite
@@ -26,7 +33,7 @@ class MetricLog:
   def __init__(self, folder: Path, *, resume_step: int):
     self.path = folder / "metrics.jsonl"
     self._keep_until(resume_step)
-    self.file = open(self.path, "a", buffering=1)
+    self.file = open(self.path, "a", buffering=1)  # noqa: SIM115 - closed by close()
     self.board = SummaryWriter(str(folder / "tb"), purge_step=resume_step + 1)
 
   def _keep_until(self, step: int) -> None:
@@ -38,7 +45,9 @@ class MetricLog:
     try:
       self.file.write(json.dumps(row) + "\n")
     except OSError as e:
-      raise CannotWrite(f"cannot write {self.path}: {e.strerror}", "free space, then run the same command") from e
+      raise CannotWrite(
+        f"cannot write {self.path}: {e.strerror}", "free space, then run the same command"
+      ) from e
     for name, value in row.items():
       if name != "step":
         self.board.add_scalar(name, value, row["step"])
@@ -76,7 +85,11 @@ class ProgressLine:
     elif now - self.last >= 10 or done >= self.total:
       self.last = now
       left = max(self.total - done, 0) / max(rate, 1e-9)
-      print(f"{self.label}: {done}/{self.total}, {left:.0f} s left {speed} {note}".rstrip(), file=sys.stderr, flush=True)
+      print(
+        f"{self.label}: {done}/{self.total}, {left:.0f} s left {speed} {note}".rstrip(),
+        file=sys.stderr,
+        flush=True,
+      )
 
   def close(self) -> None:
     if self.bar:

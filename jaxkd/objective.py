@@ -73,11 +73,13 @@ class Objective:
     for i, term in enumerate(self.terms):
       modules = _heads(term, student, teachers)
       keys = jax.random.split(jax.random.fold_in(key, i), max(len(modules), 1))
-      params = {n: m.init(k, jnp.zeros(s))["params"] for k, (n, (m, s)) in zip(keys, modules.items(), strict=False)}
+      params = {
+        n: m.init(k, jnp.zeros(s))["params"] for k, (n, (m, s)) in zip(keys, modules.items(), strict=False)
+      }
       if params:
         heads[term.name] = params
       if term.options.kind == "dino":
-        state[term.name] = {"center": jnp.zeros(term.options.prototypes)}
+        state[term.name] = {"sum": jnp.zeros(term.options.prototypes), "weight": jnp.zeros(())}
     return heads, state
 
   def __call__(
@@ -86,7 +88,9 @@ class Objective:
     """Weighted values by term, values to log, new state."""
     epoch = step / self.steps_per_epoch
     inputs = Inputs(student, teachers, labels, heads, ema_heads, self.special, epoch, self.views)
-    weighted, logged, new_state = {}, {}, dict(state)
+    weighted: dict[str, jax.Array] = {}
+    logged: dict[str, jax.Array] = {}
+    new_state = dict(state)
     for term in self.terms:
       value, extra, after = term.loss(term, inputs, state.get(term.name))
       weight = term.weight(step)
@@ -103,7 +107,9 @@ def _weight_schedule(options, steps_per_epoch: int) -> optax.Schedule:
   start, rise = (round(e * steps_per_epoch) for e in (options.start_epoch, options.warmup_epochs))
   if not start and not rise:
     return optax.constant_schedule(options.weight)
-  after = optax.linear_schedule(0.0, options.weight, rise) if rise else optax.constant_schedule(options.weight)
+  after = (
+    optax.linear_schedule(0.0, options.weight, rise) if rise else optax.constant_schedule(options.weight)
+  )
   return optax.join_schedules([optax.constant_schedule(0.0), after], [start])
 
 
@@ -111,7 +117,9 @@ def _weight_schedule(options, steps_per_epoch: int) -> optax.Schedule:
 
 
 def _default_taps(options) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  student = {"soft_kd": "logits/dist", "hard_kd": "logits/dist", "dino": "features"}.get(options.kind, "logits/cls")
+  student = {"soft_kd": "logits/dist", "hard_kd": "logits/dist", "dino": "features"}.get(
+    options.kind, "logits/cls"
+  )
   teacher = "features" if options.kind == "dino" else "logits"
   return tuple(options.student_taps) or (student,), tuple(options.teacher_taps) or (teacher,)
 
@@ -120,7 +128,9 @@ def _check_taps(term: Term, student: Taps, teachers: dict[str, Taps]) -> None:
   students, targets = _default_taps(term.options)
   owners = [("student_taps", "the student", student, students)]
   if term.options.teacher:
-    owners.append(("teacher_taps", f"teacher '{term.options.teacher}'", teachers[term.options.teacher], targets))
+    owners.append(
+      ("teacher_taps", f"teacher '{term.options.teacher}'", teachers[term.options.teacher], targets)
+    )
   for field, owner, taps, names in owners:
     for name in names:
       if name not in taps:
@@ -138,7 +148,9 @@ def _check_taps(term: Term, student: Taps, teachers: dict[str, Taps]) -> None:
 def _check_shape(term: Term, what: str, shape: tuple[int, ...]) -> None:
   over = getattr(term.options, "over", "tokens")
   if term.options.kind in schema.TOKEN_KINDS and over == "tokens" and len(shape) == 2:
-    raise UserError(f"{what} has no tokens", "name a tap with tokens (blockNN/tokens, stageN) or set over=samples")
+    raise UserError(
+      f"{what} has no tokens", "name a tap with tokens (blockNN/tokens, stageN) or set over=samples"
+    )
 
 
 def spatial(tap: jax.Array, special: int) -> jax.Array:
@@ -163,9 +175,14 @@ def _token_pairs(term: Term, inputs: Inputs) -> list[tuple[jax.Array, jax.Array]
       pairs.append((_pooled(s, inputs.special["student"]), _pooled(t, inputs.special[term.options.teacher])))
       continue
     s = spatial(s, inputs.special["student"])
-    t = losses.resize_grid(spatial(t, inputs.special[term.options.teacher]), s.shape[1:3])
-    pairs.append(tuple(x.reshape(x.shape[0], -1, x.shape[-1]) for x in (s, t)))
+    t = losses.resize_grid(spatial(t, inputs.special[term.options.teacher]), (s.shape[1], s.shape[2]))
+    pairs.append((_rows(s), _rows(t)))
   return pairs
+
+
+def _rows(maps: jax.Array) -> jax.Array:
+  """Maps [b h w d] as tokens [b n d]."""
+  return maps.reshape(maps.shape[0], -1, maps.shape[-1])
 
 
 def _pooled(tap: jax.Array, special: int) -> jax.Array:
@@ -180,7 +197,9 @@ def _mean_over_pairs(term: Term, values: list[jax.Array]) -> jax.Array:
 # --- heads ---
 
 
-def _heads(term: Term, student: Taps, teachers: dict[str, Taps]) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
+def _heads(
+  term: Term, student: Taps, teachers: dict[str, Taps]
+) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
   """The term's student-side modules with the input shape that initialises each."""
   o = term.options
   students, targets = _default_taps(o)
@@ -198,7 +217,7 @@ def _heads(term: Term, student: Taps, teachers: dict[str, Taps]) -> dict[str, tu
   }
 
 
-def _apply_head(module: nn.Module, params, x: jax.Array) -> jax.Array:
+def _apply_head(module: nn.Module, params, x: jax.Array) -> Any:
   return module.apply({"params": params}, x)
 
 
@@ -262,13 +281,17 @@ def _dino(term, inputs, state):
   rise = jnp.clip(inputs.epoch / max(o.temperature_warmup_epochs, 1e-6), 0, 1)
   tau = o.teacher_temperature_start + (o.teacher_temperature - o.teacher_temperature_start) * rise
   target = jax.lax.stop_gradient(target)
+  # The running centre holds this batch too and is corrected for its start at 0. Started at 0 uncorrected, as in the
+  # reference code, a narrow model first learns the component that all outputs share, and a sharp target collapses.
+  total = losses.update_center(state["sum"], target, momentum=o.center_momentum)
+  weight = o.center_momentum * state["weight"] + 1 - o.center_momentum
+  center = total / weight
   value = losses.dino(
-    student, target, state["center"], student_temperature=o.student_temperature, teacher_temperature=tau
+    student, target, center, student_temperature=o.student_temperature, teacher_temperature=tau
   )
-  sample, marginal = losses.output_entropy(target, state["center"], teacher_temperature=tau)
+  sample, marginal = losses.output_entropy(target, center, teacher_temperature=tau)
   logged = {"entropy": sample, "marginal_entropy": marginal, "feature_spread": _spread(features[:, None])}
-  center = losses.update_center(state["center"], target, momentum=o.center_momentum)
-  return value.mean(), logged, {"center": center}
+  return value.mean(), logged, {"sum": total, "weight": weight}
 
 
 def _by_view(x: jax.Array, views: int) -> jax.Array:

@@ -20,7 +20,9 @@ def make_schedule(optim, *, steps: int, steps_per_epoch: int) -> optax.Schedule:
     after = optax.constant_schedule(optim.lr)
   if not warmup:
     return after
-  return optax.join_schedules([optax.linear_schedule(optim.lr / warmup, optim.lr, warmup - 1), after], [warmup])
+  return optax.join_schedules(
+    [optax.linear_schedule(optim.lr / warmup, optim.lr, warmup - 1), after], [warmup]
+  )
 
 
 def decay_mask(params) -> dict:

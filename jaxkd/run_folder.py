@@ -32,11 +32,15 @@ def check_folder(config: ConfigDict, folder: Path) -> None:
   path = folder / "config.json"
   if not path.exists():
     return
-  changed = configs.difference(configs.from_json(path.read_text()), configs.from_json(configs.to_json(config)))
+  changed = configs.difference(
+    configs.from_json(path.read_text()), configs.from_json(configs.to_json(config))
+  )
   changed = {k: v for k, v in changed.items() if not k.startswith(HARMLESS)}
   if changed:
     keys = ", ".join(f"{k} ({old!r} there, {new!r} now)" for k, (old, new) in list(changed.items())[:4])
-    raise UserError(f"{folder} holds a run with another config: {keys}", "choose another --workdir, or that config")
+    raise UserError(
+      f"{folder} holds a run with another config: {keys}", "choose another --workdir, or that config"
+    )
 
 
 def finished(folder: Path) -> tuple[int, dict[str, Any]]:
@@ -86,7 +90,9 @@ def hardware() -> str:
     name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
   except (OSError, StopIteration):
     name = platform.processor() or platform.machine()
-  return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+  return (
+    f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+  )
 
 
 class FileLog:

@@ -67,7 +67,9 @@ DATA = {
 
 TEACHER = {
   "weights": Field("", "a jaxkd run or checkpoint folder; `ema` is the student's own moving average"),
-  "view": Field("aligned", "what it sees: same geometry / un-augmented / exactly the student's image", choices=VIEWS),
+  "view": Field(
+    "aligned", "what it sees: same geometry / un-augmented / exactly the student's image", choices=VIEWS
+  ),
 }
 
 TERM = {
@@ -156,8 +158,11 @@ RUN = {
   "eval": {
     "every_epochs": Field(5.0, "epochs between validations", above=0.0),
     "batch_size": Field(256, "images per evaluation call", low=1),
-    "metric": Field("accuracy_cls", "selects the best checkpoint on validation; `none` takes the last",
-                    choices=("accuracy_cls", "accuracy", "none")),
+    "metric": Field(
+      "accuracy_cls",
+      "selects the best checkpoint on validation; `none` takes the last",
+      choices=("accuracy_cls", "accuracy", "none"),
+    ),
   },
   "log": {
     "every_steps": Field(0, "steps between rows of metrics.jsonl; 0 means: once an epoch", low=0),

@@ -26,7 +26,9 @@ def make_mesh(*, fsdp: int = 1) -> Mesh:
   """
   devices = jax.device_count()
   if devices % fsdp:
-    raise UserError(f"sharding.fsdp={fsdp} does not divide {devices} devices", "choose a divisor of the device count")
+    raise UserError(
+      f"sharding.fsdp={fsdp} does not divide {devices} devices", "choose a divisor of the device count"
+    )
   return jax.make_mesh((devices // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
@@ -35,7 +37,8 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
   if batch_size % mesh.size:
     near = max(batch_size // mesh.size, 1) * mesh.size
     raise UserError(
-      f"batch size {batch_size} is not divisible by {mesh.size} devices", f"set --config.train.batch_size={near}"
+      f"batch size {batch_size} is not divisible by {mesh.size} devices",
+      f"set --config.train.batch_size={near}",
     )
 
 
@@ -57,7 +60,7 @@ def _sharding(path, leaf, mesh: Mesh) -> NamedSharding:
   name = jax.tree_util.keystr(path, simple=True, separator="/")
   for pattern, axis in RULES:
     if mesh.shape["fsdp"] > 1 and pattern.fullmatch(name) and leaf.shape[axis] % mesh.shape["fsdp"] == 0:
-      spec = [None] * leaf.ndim
+      spec: list[str | None] = [None] * leaf.ndim
       spec[axis] = "fsdp"
       return NamedSharding(mesh, P(*spec))
   return replicated(mesh)

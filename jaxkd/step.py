@@ -13,7 +13,7 @@ from flax import struct
 
 from jaxkd import data, sharding
 from jaxkd.experiment import Experiment
-from jaxkd.teachers import normalize
+from jaxkd.teachers import Taps, normalize
 
 # Streams of randomness under a run's seed.
 MODEL, HEADS, STEPS = range(3)
@@ -35,7 +35,9 @@ class TrainState:
 def init_state(experiment: Experiment) -> TrainState:
   """The state before step 0. Initial weights depend on the seed and the model only, not on terms or teachers."""
   key, objective = seed_key(experiment), experiment.objective
-  variables = dict(_model_init(experiment.model, experiment.dataset.image_shape)(jax.random.fold_in(key, MODEL)))
+  variables = dict(
+    _model_init(experiment.model, experiment.dataset.image_shape)(jax.random.fold_in(key, MODEL))
+  )
   heads, terms = _once(lambda k: objective.init(k, *experiment.taps))(jax.random.fold_in(key, HEADS))
   params = {"model": variables.pop("params"), "heads": heads}
   ema = params if experiment.uses_ema else {}
@@ -85,7 +87,7 @@ def make_train_step(experiment: Experiment):
   """
 
   def step(state: TrainState, index, frozen):
-    loss_fn = _loss_fn(experiment, state, index, frozen)
+    loss_fn = loss_function(experiment, state, index, frozen)
     (total, aux), grads = jax.value_and_grad(_total(loss_fn), has_aux=True)(state.params)
     new, norm = _update(experiment, state, grads, aux)
     finite = jnp.isfinite(total) & jnp.isfinite(norm)
@@ -104,10 +106,12 @@ def make_gradient_shares(experiment: Experiment):
   """`shares(state, index, frozen) -> {term: norm}`: each weighted term's own gradient norm over all parameters."""
 
   def shares(state: TrainState, index, frozen):
-    loss_fn = _loss_fn(experiment, state, index, frozen)
+    loss_fn = loss_function(experiment, state, index, frozen)
     names = [term.name for term in experiment.objective.terms]
     values, pull = jax.vjp(lambda p: jnp.stack([loss_fn(p)[0][n] for n in names]), state.params)
-    norms = jax.vmap(lambda cotangent: optax.tree.norm(pull(cotangent)[0]))(jnp.eye(len(names), dtype=values.dtype))
+    norms = jax.vmap(lambda cotangent: optax.tree.norm(pull(cotangent)[0]))(
+      jnp.eye(len(names), dtype=values.dtype)
+    )
     return dict(zip(names, norms, strict=True))
 
   return _once(shares)
@@ -121,7 +125,7 @@ def _total(loss_fn):
   return total
 
 
-def _loss_fn(experiment: Experiment, state: TrainState, index, frozen):
+def loss_function(experiment: Experiment, state: TrainState, index, frozen):
   """`params -> ({term: weighted value}, {"logged", "stats", "terms"})` of this batch."""
   key = jax.random.fold_in(jax.random.fold_in(frozen["key"], STEPS), state.step)
   k_views, k_dropout = jax.random.split(key)
@@ -152,7 +156,11 @@ def _views(experiment: Experiment, index, frozen, key):
   index = jax.lax.with_sharding_constraint(index, sharding.batch_sharding(experiment.mesh))
   images, labels = frozen["images"][index], frozen["labels"][index]
   views = data.make_views(
-    images, key, mean=experiment.dataset.mean, augment=options.augment.to_dict(), views=options.views.to_dict()
+    images,
+    key,
+    mean=experiment.dataset.mean,
+    augment=options.augment.to_dict(),
+    views=options.views.to_dict(),
   )
   return views, jnp.tile(labels, options.views.global_count)
 
@@ -163,7 +171,8 @@ def _variables(teacher, state: TrainState, frozen):
 
 def _student_taps(experiment: Experiment, params, stats, views, key):
   """Taps of the student's view, and of the small crops under the prefix `local/`."""
-  taps, new_stats = {}, stats
+  taps: Taps = {}
+  new_stats = stats
   for i, (view, prefix) in enumerate((("student", ""), ("local", "local/"))):
     if view not in views:
       continue
@@ -179,9 +188,10 @@ def _student_taps(experiment: Experiment, params, stats, views, key):
 def _update(experiment: Experiment, state: TrainState, grads, aux):
   updates, opt = experiment.tx.update(grads, state.opt, state.params)
   params = optax.apply_updates(state.params, updates)
-  new = state.replace(params=params, opt=opt, stats=aux["stats"], terms=aux["terms"])
+  ema = state.ema
   if experiment.uses_ema:
-    new = new.replace(ema=optax.incremental_update(params, state.ema, 1 - _ema_decay(experiment, state.step)))
+    ema = optax.incremental_update(params, state.ema, 1 - _ema_decay(experiment, state.step))
+  new = TrainState(state.step, params, aux["stats"], opt, ema, aux["terms"], state.skipped)
   return new, optax.tree.norm(grads)
 
 

@@ -38,7 +38,9 @@ def run_study(config: ConfigDict, folder: Path) -> dict[str, Any]:
   files.write_text(folder / "config.json", configs.to_json(config) + "\n")
   plan = [*config.study.teachers, *(f"{a} seed {s}" for s in config.study.seeds for a in config.study.arms)]
   print(f"study '{config.study.name}': {len(plan)} models to train, then to examine", flush=True)
-  teachers = [_teacher(config, name, folder, f"[{i + 1}/{len(plan)}]") for i, name in enumerate(config.study.teachers)]
+  teachers = [
+    _teacher(config, name, folder, f"[{i + 1}/{len(plan)}]") for i, name in enumerate(config.study.teachers)
+  ]
   runs = _students(config, folder, len(plan))
   comparison = _forensics(config, folder)
   study = summarize(config, runs, teachers, _curves(config, folder), comparison)
@@ -66,7 +68,9 @@ def _teacher(config: ConfigDict, name: str, folder: Path, counter: str) -> dict[
 
 
 def _announce(counter: str, what: str, path: Path) -> None:
-  state = "done" if (path / "DONE").exists() else "going on" if (path / "checkpoints").exists() else "training"
+  state = (
+    "done" if (path / "DONE").exists() else "going on" if (path / "checkpoints").exists() else "training"
+  )
   print(f"{counter} {what}: {state}", flush=True)
 
 
@@ -77,10 +81,18 @@ def _quality(found: checkpoint.Checkpoint, label: str, config: ConfigDict) -> di
   rows: list[list[Any]] = []
   if found.meta["num_classes"]:
     logits = evaluation.head_logits(
-      subject.model, subject.variables, test, mean=subject.mean, std=subject.std, batch_size=config.eval.batch_size
+      subject.model,
+      subject.variables,
+      test,
+      mean=subject.mean,
+      std=subject.std,
+      batch_size=config.eval.batch_size,
     )
     rows.append(["test accuracy", evaluation.accuracy(logits["cls"], test.labels)])
-  for what, variables in (("frozen features", subject.variables), ("random initialisation", _random(subject, config))):
+  for what, variables in (
+    ("frozen features", subject.variables),
+    ("random initialisation", _random(subject, config)),
+  ):
     a, b = (_features(subject, variables, s.images) for s in (train_split, test))
     rows += _probes(what, a, train_split.labels, b, test.labels)
   pixels = [s.images.reshape(len(s), -1).astype(np.float32) / 255 for s in (train_split, test)]
@@ -88,7 +100,13 @@ def _quality(found: checkpoint.Checkpoint, label: str, config: ConfigDict) -> di
   parameters = int(sum(x.size for x in jax.tree.leaves(subject.variables["params"])))
   trained_on = f"{config.data.name}, {len(train_split)} training images"
   trained_on += ", labels used" if found.meta["num_classes"] else ", labels not used"
-  return {"label": label, "model": subject.about["model"], "parameters": parameters, "trained_on": trained_on, "rows": rows}
+  return {
+    "label": label,
+    "model": subject.about["model"],
+    "parameters": parameters,
+    "trained_on": trained_on,
+    "rows": rows,
+  }
 
 
 def _random(subject, config: ConfigDict):
@@ -118,7 +136,9 @@ def student_config(config: ConfigDict, arm: str, seed: int, folder: Path) -> Con
   run = copy.deepcopy(config.to_dict())
   run.pop("study")
   chosen = config.study.arms[arm].to_dict()
-  teachers = {n: {**t, "weights": str(teacher_folder(folder, t["weights"]))} for n, t in chosen["teachers"].items()}
+  teachers = {
+    n: {**t, "weights": str(teacher_folder(folder, t["weights"]))} for n, t in chosen["teachers"].items()
+  }
   return configs.complete({**run, "seed": int(seed), "teachers": teachers, "terms": chosen["terms"]})
 
 
@@ -164,7 +184,9 @@ def _forensics(config: ConfigDict, folder: Path) -> dict[str, Any]:
   members += [(o.label or n, teacher_folder(folder, n)) for n, o in config.study.teachers.items()]
   loaded = [(name, checkpoint.load(path)) for name, path in members]
   file = folder / "forensics" / "forensics.json"
-  if file.exists() and [m["digest"] for m in files.read_json(file)["models"]] == [f.digest for _, f in loaded]:
+  if file.exists() and [m["digest"] for m in files.read_json(file)["models"]] == [
+    f.digest for _, f in loaded
+  ]:
     return files.read_json(file)
   first = subjects.run_config(loaded[0][1])
   forensics(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
 from typing import Any
 
@@ -19,13 +20,62 @@ QUESTION = (
   "self-supervised ViT teacher do better?"
 )
 METRICS: list[dict[str, Any]] = [
-  {"key": "accuracy_cls", "label": "Accuracy (cls head)", "unit": "%", "scale": 100, "digits": 1, "higher_is": "better"},
-  {"key": "mean_distance", "label": "Attention distance", "unit": "patches", "scale": 1, "digits": 2, "higher_is": "more global"},
-  {"key": "cls_dispersion", "label": "CLS dispersion", "unit": "patches²", "scale": 1, "digits": 2, "higher_is": "more global"},
-  {"key": "collapsed_heads", "label": "Collapsed heads", "unit": "", "scale": 1, "digits": 1, "higher_is": "more local"},
-  {"key": "hessian_trace", "label": "Hessian trace", "unit": "", "scale": 1, "digits": 0, "higher_is": "sharper"},
-  {"key": "accuracy_mean", "label": "Accuracy (mean of heads)", "unit": "%", "scale": 100, "digits": 1, "higher_is": "better"},
-  {"key": "accuracy_dist", "label": "Accuracy (dist head)", "unit": "%", "scale": 100, "digits": 1, "higher_is": "better"},
+  {
+    "key": "accuracy_cls",
+    "label": "Accuracy (cls head)",
+    "unit": "%",
+    "scale": 100,
+    "digits": 1,
+    "higher_is": "better",
+  },
+  {
+    "key": "mean_distance",
+    "label": "Attention distance",
+    "unit": "patches",
+    "scale": 1,
+    "digits": 2,
+    "higher_is": "more global",
+  },
+  {
+    "key": "cls_dispersion",
+    "label": "CLS dispersion",
+    "unit": "patches²",
+    "scale": 1,
+    "digits": 2,
+    "higher_is": "more global",
+  },
+  {
+    "key": "collapsed_heads",
+    "label": "Collapsed heads",
+    "unit": "",
+    "scale": 1,
+    "digits": 1,
+    "higher_is": "more local",
+  },
+  {
+    "key": "hessian_trace",
+    "label": "Hessian trace",
+    "unit": "",
+    "scale": 1,
+    "digits": 0,
+    "higher_is": "sharper",
+  },
+  {
+    "key": "accuracy_mean",
+    "label": "Accuracy (mean of heads)",
+    "unit": "%",
+    "scale": 100,
+    "digits": 1,
+    "higher_is": "better",
+  },
+  {
+    "key": "accuracy_dist",
+    "label": "Accuracy (dist head)",
+    "unit": "%",
+    "scale": 100,
+    "digits": 1,
+    "higher_is": "better",
+  },
 ]
 INERT_SHARE = 0.01  # of the sum of the terms' gradient norms
 
@@ -127,7 +177,7 @@ def _judge(config: ConfigDict, arms: dict[str, Any]) -> tuple[list[Comparison], 
     if all(m["key"] in r for arm in arms.values() for r in arm["runs"])
   }
   baseline = config.study.baseline
-  pairs = [(metric, a, b) for metric, order in claims for a, b in zip(order, order[1:], strict=False)]
+  pairs = [(metric, a, b) for metric, order in claims for a, b in itertools.pairwise(order)]
   pairs += [(m, baseline, a) for m in dict(claims) for a in arms if a != baseline]
   unique = {(m, frozenset((a, b))): (m, a, b) for m, a, b in reversed(pairs)}
   comparisons = compare(values, list(reversed(unique.values())))
@@ -175,7 +225,9 @@ def _warnings(config: ConfigDict, curves: dict[str, Any], comparisons: list[Comp
     for term, shares in curve["gradient_share"].items():
       # The last measurement, when every warm-up is over.
       if shares and shares[-1] is not None and shares[-1] < INERT_SHARE:
-        out.append(f"Term '{term}' of arm '{arm}' is inert: {100 * shares[-1]:.2f} % of the gradient norms at the end.")
+        out.append(
+          f"Term '{term}' of arm '{arm}' is inert: {100 * shares[-1]:.2f} % of the gradient norms at the end."
+        )
   return out
 
 
@@ -208,7 +260,9 @@ def _keys(seeds: list[list[dict[str, float]]]) -> set[str]:
 
 
 def _band(seeds: list[list[dict[str, float]]], key: str) -> dict[str, list[float | None]]:
-  points = [mean_interval(list(values)) for values in zip(*([r[key] for r in rows] for rows in seeds), strict=True)]
+  points = [
+    mean_interval(list(values)) for values in zip(*([r[key] for r in rows] for rows in seeds), strict=True)
+  ]
   return {k: [_number(getattr(p, k)) for p in points] for k in ("mean", "low", "high")}
 
 
@@ -220,5 +274,7 @@ def _shares(seeds: list[list[dict[str, float]]], name: str) -> list[float | None
       out.append(None)
       continue
     totals = [sum(v for k, v in row.items() if k.startswith("gradient/")) for row in rows]
-    out.append(float(np.mean([r[f"gradient/{name}"] / max(t, 1e-30) for r, t in zip(rows, totals, strict=True)])))
+    out.append(
+      float(np.mean([r[f"gradient/{name}"] / max(t, 1e-30) for r, t in zip(rows, totals, strict=True)]))
+    )
   return out

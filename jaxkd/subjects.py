@@ -35,7 +35,9 @@ def as_subject(name: str, found: Checkpoint, reference: ConfigDict | None = None
     "digest": found.digest,
     "step": found.step,
     "num_classes": meta["num_classes"],
-    "differs": {k: new for k, (_, new) in differs.items() if not k.startswith(("seed", "log.", "checkpoint."))},
+    "differs": {
+      k: new for k, (_, new) in differs.items() if not k.startswith(("seed", "log.", "checkpoint."))
+    },
   }
   model = models.create(**options)
   return Subject(name, model, found.variables, tuple(meta["mean"]), tuple(meta["std"]), about)
@@ -45,4 +47,6 @@ def load_subjects(paths: list[str], names: list[str]) -> tuple[list[Subject], Co
   """The checkpoints at `paths` under `names`, and the config of the first."""
   found = [checkpoint.load(p) for p in paths]
   first = run_config(found[0])
-  return [as_subject(n, f, first if i else None) for i, (n, f) in enumerate(zip(names, found, strict=True))], first
+  return [
+    as_subject(n, f, first if i else None) for i, (n, f) in enumerate(zip(names, found, strict=True))
+  ], first

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxkd import checkpoint, models
 from jaxkd.errors import UserError
@@ -35,13 +36,13 @@ class Teacher:
     """The taps of this teacher's view, without gradient."""
     x = normalize(views[self.view], self.mean, self.std)
     _, taps = self.model.apply(variables, x, train=False)
-    return jax.lax.stop_gradient(taps)
+    return {name: jax.lax.stop_gradient(tap) for name, tap in taps.items()}
 
 
-def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+def normalize(images: ArrayLike, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
   """(images - mean) / std by channel; images [b h w c] in [0, 1]."""
   shift, scale = (jnp.array(v, jnp.float32).reshape(1, 1, 1, -1) for v in (mean, std))
-  return (images - shift) / scale
+  return (jnp.asarray(images, jnp.float32) - shift) / scale
 
 
 def load_teachers(options, student: nn.Module, dataset) -> dict[str, Teacher]:
@@ -72,4 +73,6 @@ def _load(name: str, options, student: nn.Module, dataset) -> Teacher:
       "use a teacher trained on the same classes",
     )
   model = models.create(**found.model_options)
-  return Teacher(name, model, found.variables, options.view, tuple(about["mean"]), tuple(about["std"]), found.digest)
+  return Teacher(
+    name, model, found.variables, options.view, tuple(about["mean"]), tuple(about["std"]), found.digest
+  )

@@ -97,9 +97,8 @@ class _Loop:
       self.state, metrics = train_step(self.state, index, frozen)
       self._flush()
       if self._logs(done):
-        self.pending = (done, {**metrics, **{f"gradient/{k}": v for k, v in extra.items()}})
-      if self._evaluates(done):
-        self.pending[1].update(self._validate())
+        found = self._validate() if self._evaluates(done) else {}
+        self.pending = (done, {**metrics, **{f"gradient/{k}": v for k, v in extra.items()}, **found})
       if self._due(done, self.config.checkpoint.every_epochs) or signals.received:
         self._flush()
         self._save(done)
@@ -136,7 +135,12 @@ class _Loop:
     now = time.monotonic()
     rate = (step - self.clock[0]) * self.config.train.batch_size / max(now - self.clock[1], 1e-9)
     self.clock = (step, now)
-    self.row = {"step": step, "epoch": step / self.experiment.steps_per_epoch, **row, "time/images_per_s": rate}
+    self.row = {
+      "step": step,
+      "epoch": step / self.experiment.steps_per_epoch,
+      **row,
+      "time/images_per_s": rate,
+    }
     self._guard()
     self.metrics.write(self.row)
     notes = {k.split("/")[-1]: v for k, v in self.row.items() if k == "loss" or k.startswith("validation/")}
@@ -150,11 +154,15 @@ class _Loop:
     if row["skipped"] > self.config.train.max_skips:
       bad = [t for t in self.config.terms if not math.isfinite(row[f"loss/{t}"])]
       what = f"terms {', '.join(bad)}" if bad else "gradient"
-      self._fail(f"{int(row['skipped'])} updates up to step {row['step']} were not finite ({what})", "lower optim.lr")
+      self._fail(
+        f"{int(row['skipped'])} updates up to step {row['step']} were not finite ({what})", "lower optim.lr"
+      )
     for name, term in self.config.terms.items():
       if term.kind != "dino" or row["step"] < self.total / 10:
         continue
-      sample, marginal = (row[f"{name}/{k}"] / math.log(term.prototypes) for k in ("entropy", "marginal_entropy"))
+      sample, marginal = (
+        row[f"{name}/{k}"] / math.log(term.prototypes) for k in ("entropy", "marginal_entropy")
+      )
       spread = row[f"{name}/feature_spread"]
       if spread < COLLAPSED_SPREAD or sample > 1 - COLLAPSED_ENTROPY or marginal < COLLAPSED_ENTROPY:
         self._fail(
@@ -178,15 +186,21 @@ class _Loop:
       std=experiment.dataset.std,
       batch_size=self.config.eval.batch_size,
     )
-    found = {f"validation/accuracy_{head}": evaluation.accuracy(z, split.labels) for head, z in logits.items()}
+    found = {
+      f"validation/accuracy_{head}": evaluation.accuracy(z, split.labels) for head, z in logits.items()
+    }
     primary = logits.get("mean", logits["cls"])
     found["validation/accuracy"] = evaluation.accuracy(primary, split.labels)
     found["validation/loss"] = evaluation.log_likelihood_loss(logits["cls"], split.labels)
     return found
 
   def _save(self, done: int) -> None:
-    metrics = {k: v for k, v in self.row.items() if not k.startswith("time/")} if self.row.get("step") == done else {}
-    self.checkpoints.save(done, self.state, config=self.config, meta=describe(self.experiment), metrics=metrics)
+    metrics = (
+      {k: v for k, v in self.row.items() if not k.startswith("time/")} if self.row.get("step") == done else {}
+    )
+    self.checkpoints.save(
+      done, self.state, config=self.config, meta=describe(self.experiment), metrics=metrics
+    )
 
   def _stop(self, done: int, number: int) -> None:
     self.checkpoints.wait()

@@ -43,7 +43,9 @@ def test_defaults_are_filled_in_and_typed():
 
 
 def test_overrides_follow_the_schema():
-  config = configs.load(QUICKSTART, {"optim.lr": "3e-4", "model.depth": "2", "data.views.global_scale": "0.5,1.0"})
+  config = configs.load(
+    QUICKSTART, {"optim.lr": "3e-4", "model.depth": "2", "data.views.global_scale": "0.5,1.0"}
+  )
   assert config.optim.lr == 3e-4
   assert config.model.depth == 2
   assert config.data.views.global_scale == (0.5, 1.0)
@@ -55,7 +57,12 @@ def test_an_override_may_set_a_default_key_the_file_left_out():
 
 @pytest.mark.parametrize(  # fault 1
   ("key", "hint"),
-  [("optim.lrr", "'lr'"), ("trian.epochs", "'train'"), ("terms.cee.weight", "'ce'"), ("terms.ce.smothing", "'smoothing'")],
+  [
+    ("optim.lrr", "'lr'"),
+    ("trian.epochs", "'train'"),
+    ("terms.cee.weight", "'ce'"),
+    ("terms.ce.smothing", "'smoothing'"),
+  ],
 )
 def test_a_misspelt_key_is_named_with_a_suggestion(key, hint):
   with pytest.raises(UserError) as e:
@@ -78,7 +85,13 @@ def test_a_value_of_another_type_names_key_value_and_type(value):
 
 @pytest.mark.parametrize(  # fault 3
   ("key", "value"),
-  [("optim.lr", "nan"), ("optim.lr", "inf"), ("optim.lr", "-1"), ("terms.ce.smoothing", "1.5"), ("optim.lr", "0")],
+  [
+    ("optim.lr", "nan"),
+    ("optim.lr", "inf"),
+    ("optim.lr", "-1"),
+    ("terms.ce.smoothing", "1.5"),
+    ("optim.lr", "0"),
+  ],
 )
 def test_numbers_out_of_range_state_the_range(key, value):
   with pytest.raises(UserError, match="out of range") as e:

@@ -39,7 +39,12 @@ def updates(devices, *fsdp):
   flags = f"--xla_force_host_platform_device_count={devices}"
   env = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(root)}
   done = subprocess.run(
-    [sys.executable, "-c", SCRIPT, *map(str, fsdp)], env=env, cwd=root, capture_output=True, text=True, check=False
+    [sys.executable, "-c", SCRIPT, *map(str, fsdp)],
+    env=env,
+    cwd=root,
+    capture_output=True,
+    text=True,
+    check=False,
   )
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout.splitlines()[-1])
@@ -48,7 +53,7 @@ def updates(devices, *fsdp):
 def test_eight_devices_equal_one():
   one, eight = updates(1, 1), updates(8, 1, 4)
   assert (one["devices"], eight["devices"]) == (1, 8)
-  assert [u["split"] for u in eight["updates"]][0] == 0
+  assert next(u["split"] for u in eight["updates"]) == 0
   assert eight["updates"][1]["split"] > 0, "with fsdp=4 some parameters are split"
   expected = one["updates"][0]
   for got in eight["updates"]:

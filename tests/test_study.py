@@ -70,7 +70,11 @@ def test_the_study_leaves_numbers_verdicts_and_a_page(folder):
   assert "CNN &lt;b&gt;" in page
   assert "CNN <b>" not in page
   rows = dict(map(tuple, study["teachers"][1]["rows"]))
-  assert {"k-NN (k=20), frozen features", "k-NN (k=20), raw pixels", "k-NN (k=20), random initialisation"} <= rows.keys()
+  assert {
+    "k-NN (k=20), frozen features",
+    "k-NN (k=20), raw pixels",
+    "k-NN (k=20), random initialisation",
+  } <= rows.keys()
 
 
 def test_arms_of_a_seed_differ_in_teachers_and_terms_only(folder):
@@ -124,4 +128,7 @@ def test_evaluate_forensics_and_inspect_need_only_the_path(folder, capsys):
   assert main(["inspect", runs[0], "--json"]) == 0
   shown = json.loads(capsys.readouterr().out)
   parameters = [a for a in shown["arrays"] if a["name"].startswith("params/model")]
-  assert sum(a["bytes"] for a in parameters) == 4 * json.loads((out / "forensics.json").read_text())["models"][0]["parameters"]
+  assert (
+    sum(a["bytes"] for a in parameters)
+    == 4 * json.loads((out / "forensics.json").read_text())["models"][0]["parameters"]
+  )

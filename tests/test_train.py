@@ -48,7 +48,16 @@ def test_a_run_learns_and_leaves_its_folder(finished):
   rows = metrics.read(folder / "metrics.jsonl")
   assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
   assert [r["step"] for r in rows] == [4, 8, 12, 16]
-  for name in ("config.json", "command.txt", "env.json", "train.log", "metrics.jsonl", "tb", "best.json", "DONE"):
+  for name in (
+    "config.json",
+    "command.txt",
+    "env.json",
+    "train.log",
+    "metrics.jsonl",
+    "tb",
+    "best.json",
+    "DONE",
+  ):
     assert (folder / name).exists(), name
   best = json.loads((folder / "best.json").read_text())
   scores = {r["step"]: r["validation/accuracy_cls"] for r in rows if "validation/accuracy_cls" in r}
@@ -95,13 +104,19 @@ def test_a_killed_run_resumes_bitwise(finished, tmp_path, monkeypatch, at):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])  # faults 28, 29
 def test_a_signal_saves_and_the_same_command_continues(tmp_path, number, code):
   config = tmp_path / "tiny_config.py"
-  config.write_text("from tests import tiny\n\ndef get_config(arg=None):\n  return tiny.config(train={'epochs': 400.0})\n")
+  config.write_text(
+    "from tests import tiny\n\ndef get_config(arg=None):\n  return tiny.config(train={'epochs': 400.0})\n"
+  )
   command = [sys.executable, "-m", "jaxkd.main", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
   env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAXKD_CACHE": str(tmp_path / "cache")}
-  process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+  process = subprocess.Popen(
+    command, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path
+  )
   rows = tmp_path / "run" / "metrics.jsonl"
   deadline = time.monotonic() + 120
-  while not (rows.exists() and rows.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+  while (
+    not (rows.exists() and rows.stat().st_size) and process.poll() is None and time.monotonic() < deadline
+  ):
     time.sleep(0.05)
   process.send_signal(number)
   _, errors = process.communicate(timeout=60)
@@ -118,7 +133,9 @@ def test_a_flipped_byte_is_found_and_the_previous_step_used(finished, tmp_path):
   subprocess.run(["cp", "-r", str(reference), str(folder)], check=True)
   for name in ("DONE", "best.json"):
     (folder / name).unlink()
-  newest = max((folder / "checkpoints" / "16").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+  newest = max(
+    (folder / "checkpoints" / "16").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0
+  )
   damaged = bytearray(newest.read_bytes())
   damaged[len(damaged) // 2] ^= 1
   newest.write_bytes(damaged)
@@ -149,7 +166,9 @@ def test_a_skipped_update_leaves_the_parameters_alone(monkeypatch):
   experiment = build(tiny.config())
   state = step.init_state(experiment)
   before = jax.tree.map(np.array, state.params)
-  state, _ = step.make_train_step(experiment)(state, np.arange(16, dtype=np.int32), step.frozen_inputs(experiment))
+  state, _ = step.make_train_step(experiment)(
+    state, np.arange(16, dtype=np.int32), step.frozen_inputs(experiment)
+  )
   jax.tree.map(np.testing.assert_array_equal, before, state.params)
   assert (int(state.step), int(state.skipped)) == (1, 1)
 

@@ -37,7 +37,14 @@ class Subject:
 
 
 def examine(
-  subject: Subject, test: Split, sample: Split, *, images: int, probes: int, key: jax.Array, batch_size: int = 256
+  subject: Subject,
+  test: Split,
+  sample: Split,
+  *,
+  images: int,
+  probes: int,
+  key: jax.Array,
+  batch_size: int = 256,
 ) -> dict[str, Any]:
   """The entry of one model: accuracy on `test`, curvature on `sample`, attention on the first `images` of `test`.
 
@@ -135,13 +142,23 @@ def _attention(subject: Subject, images: np.ndarray, batch_size: int) -> dict[st
 
 def layer_features(subject: Subject, images: np.ndarray, batch_size: int = 256) -> dict[str, np.ndarray]:
   """Patch tokens or maps of every layer, flattened per image: {layer: [n d] float32}."""
-  prefix, count = ("block{:02d}/tokens", "num_layers") if _attends(subject.model) else ("stage{}", "num_layers")
+  prefix, count = (
+    ("block{:02d}/tokens", "num_layers") if _attends(subject.model) else ("stage{}", "num_layers")
+  )
   names = tuple(prefix.format(i) for i in range(getattr(subject.model, count)))
   taps = evaluation.collect(
-    subject.model, subject.variables, images, names=names, mean=subject.mean, std=subject.std, batch_size=batch_size
+    subject.model,
+    subject.variables,
+    images,
+    names=names,
+    mean=subject.mean,
+    std=subject.std,
+    batch_size=batch_size,
   )
   special = subject.model.special_tokens
-  return {n: (x[:, special:] if x.ndim == 3 else x).reshape(len(x), -1).astype(np.float32) for n, x in taps.items()}
+  return {
+    n: (x[:, special:] if x.ndim == 3 else x).reshape(len(x), -1).astype(np.float32) for n, x in taps.items()
+  }
 
 
 def similarities(subjects: list[Subject], images: np.ndarray) -> list[dict[str, Any]]:

@@ -25,12 +25,19 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
   found = checkpoint.load(args.checkpoint)
   if not found.meta["num_classes"]:
-    raise UserError(f"{args.checkpoint} has no classifier to evaluate", "use forensics, or study for its features")
+    raise UserError(
+      f"{args.checkpoint} has no classifier to evaluate", "use forensics, or study for its features"
+    )
   config = subjects.run_config(found)
   subject = subjects.as_subject(Path(args.checkpoint).name, found)
   test = data.load_test(config.data)
   logits = evaluation.head_logits(
-    subject.model, subject.variables, test, mean=subject.mean, std=subject.std, batch_size=config.eval.batch_size
+    subject.model,
+    subject.variables,
+    test,
+    mean=subject.mean,
+    std=subject.std,
+    batch_size=config.eval.batch_size,
   )
   names = tuple(found.meta["class_names"])
   heads = {head: evaluation.classification_report(z, test.labels, names) for head, z in logits.items()}

@@ -12,7 +12,9 @@ from jaxkd.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("checkpoints", nargs="+", help="run folders (their best step) or step folders")
-  parser.add_argument("-n", "--name", action="append", default=[], help="one name for each checkpoint, in order")
+  parser.add_argument(
+    "-n", "--name", action="append", default=[], help="one name for each checkpoint, in order"
+  )
   parser.add_argument("--names", nargs="+", default=[], help="the same as several -n")
   parser.add_argument("-o", "--out", default="forensics", help="folder of JSON, figures and report.html")
   parser.add_argument("--images", type=int, default=512, help="test images for attention and CKA")
@@ -31,7 +33,9 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
       "give one different -n NAME for each, in order",
     )
   if args.probes < 2 or args.images < 16 or args.hessian_images < 2:
-    raise UserError("--probes needs >= 2, --images >= 16, --hessian-images >= 2", "e.g. --probes=30 --images=512")
+    raise UserError(
+      "--probes needs >= 2, --images >= 16, --hessian-images >= 2", "e.g. --probes=30 --images=512"
+    )
 
   from jaxkd import report, subjects
   from jaxkd.forensics import forensics

@@ -16,7 +16,7 @@ ASPECT = (3 / 4, 4 / 3)  # of random resized crops, as in Inception and DINO
 
 def make_views(
   images: UInt8[Array, "b h w c"], key: Array, *, mean: tuple[float, ...], augment: dict, views: dict
-) -> dict[str, Float[Array, "..."]]:
+) -> dict[str, Float[Array, ...]]:
   """What each branch sees, as float32 in [0, 1], not yet normalised.
 
   Args:
@@ -32,7 +32,9 @@ def make_views(
   k_box, k_photo, k_local, k_local_photo = jax.random.split(key, 4)
   source = images.astype(jnp.float32) / 255
   globals_ = jnp.tile(source, (views["global_count"], 1, 1, 1))
-  boxes = draw_boxes(k_box, globals_.shape, crop=augment["crop"], flip=augment["flip"], scale=views["global_scale"])
+  boxes = draw_boxes(
+    k_box, globals_.shape, crop=augment["crop"], flip=augment["flip"], scale=views["global_scale"]
+  )
   aligned = sample_boxes(globals_, boxes, globals_.shape[1])
   student = photometry(aligned, k_photo, mean=mean, **_photometric(augment))
   out = {"student": student, "same": student, "aligned": aligned, "clean": globals_}

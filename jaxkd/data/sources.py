@@ -52,7 +52,9 @@ def load(options) -> Dataset:
   pixels = train.images.astype(np.float64) / 255
   mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
   digest = hashlib.sha256(train.images.tobytes() + train.labels.tobytes()).hexdigest()
-  return Dataset(options.name, class_names, train, validation, tuple(mean.tolist()), tuple(std.tolist()), digest)
+  return Dataset(
+    options.name, class_names, train, validation, tuple(mean.tolist()), tuple(std.tolist()), digest
+  )
 
 
 def load_test(options) -> Split:
@@ -73,7 +75,9 @@ def _split(index: np.ndarray, labels: np.ndarray, share: float, seed: int) -> tu
   try:
     a, b = train_test_split(index, test_size=share, random_state=seed, stratify=labels[index])
   except ValueError as e:
-    raise UserError(f"cannot split {len(index)} images at {share}: {e}", "use more images or another share") from e
+    raise UserError(
+      f"cannot split {len(index)} images at {share}: {e}", "use more images or another share"
+    ) from e
   return np.sort(a), np.sort(b)
 
 
@@ -106,7 +110,9 @@ def balanced_sample(split: Split, count: int, seed: int = 0) -> Split:
     UserError: the split has fewer than `count` images.
   """
   if count > len(split):
-    raise UserError(f"a sample of {count} images from a split of {len(split)}", f"ask for at most {len(split)}")
+    raise UserError(
+      f"a sample of {count} images from a split of {len(split)}", f"ask for at most {len(split)}"
+    )
   order = np.random.default_rng(seed).permutation(len(split))
   rank = np.zeros(len(split), np.int64)  # how many of the same class come before it
   for label in np.unique(split.labels):

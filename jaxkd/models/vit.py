@@ -271,7 +271,9 @@ def vit(
   check_sizes(patch_size=patch_size, width=width, depth=depth, heads=heads, in_channels=in_channels)
   check_classes(num_classes)
   if init_std <= 0:
-    raise ValueError(f"init_std={init_std} must be positive; 0.02 is DeiT's, narrow models (64) learn faster with 0.1")
+    raise ValueError(
+      f"init_std={init_std} must be positive; 0.02 is DeiT's, narrow models (64) learn faster with 0.1"
+    )
   if mlp_ratio <= 0:
     raise ValueError(f"mlp_ratio={mlp_ratio} must be positive; 4 is usual")
   if choose("inference", inference, INFERENCE) != "cls" and not distilled:

@@ -266,9 +266,7 @@ AB = arms(a=[1.0, 2.0], b=[1.0, 3.0])
     (lambda: verdict(["a"], []), "at least 2 different arms"),
     (lambda: verdict(["a", "b"], []), "no comparison of 'a' with 'b'; made: none"),
     (
-      lambda: verdict(
-        ["a", "b"], compare({"m": AB, "k": AB}, [("m", "a", "b"), ("k", "a", "b")])
-      ),
+      lambda: verdict(["a", "b"], compare({"m": AB, "k": AB}, [("m", "a", "b"), ("k", "a", "b")])),
       "mix the metrics",
     ),
     (lambda: wilson(11, 10), "11 successes of 10"),

@@ -8,7 +8,13 @@ import pytest
 from jaxkd.data.augment import draw_boxes, make_views, photometry, sample_boxes
 
 NO_AUGMENT = {"crop": 0, "flip": False, "brightness": 0.0, "contrast": 0.0, "cutout": 0}
-ONE_VIEW = {"global_count": 1, "global_scale": (1.0, 1.0), "local_count": 0, "local_size": 8, "local_scale": (0.2, 0.5)}
+ONE_VIEW = {
+  "global_count": 1,
+  "global_scale": (1.0, 1.0),
+  "local_count": 0,
+  "local_size": 8,
+  "local_scale": (0.2, 0.5),
+}
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 12, 12, 3), dtype=np.uint8)
 
 
@@ -25,7 +31,9 @@ def views(augment=(), shape=(), seed=0, images=IMAGES):
 def test_nothing_asked_for_changes_nothing():
   out = views()
   for name in ("student", "aligned", "clean", "same"):
-    np.testing.assert_allclose(out[name], IMAGES.astype(np.float32) / 255, rtol=1.2e-7)  # 1/255 is rounded once
+    np.testing.assert_allclose(
+      out[name], IMAGES.astype(np.float32) / 255, rtol=1.2e-7
+    )  # 1/255 is rounded once
 
 
 def test_pad_crop_and_flip_equal_numpy_slicing():

@@ -57,7 +57,8 @@ def test_balanced_sample_is_even_and_fixed():
 
 def test_an_epoch_visits_images_once_and_the_next_in_another_order():
   epochs = [
-    np.concatenate([batch_indices(e * 5 + i, examples=52, batch_size=10, seed=3) for i in range(5)]) for e in range(2)
+    np.concatenate([batch_indices(e * 5 + i, examples=52, batch_size=10, seed=3) for i in range(5)])
+    for e in range(2)
   ]
   assert len(set(epochs[0].tolist())) == 50
   assert epochs[0].tolist() != epochs[1].tolist()
