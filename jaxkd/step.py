@@ -40,9 +40,11 @@ def init_state(experiment: Experiment) -> TrainState:
   )
   heads, terms = _once(lambda k: objective.init(k, *experiment.taps))(jax.random.fold_in(key, HEADS))
   params = {"model": variables.pop("params"), "heads": heads}
-  ema = params if experiment.uses_ema else {}
-  zero = jnp.zeros((), jnp.int32)
-  return TrainState(zero, params, variables, experiment.tx.init(params), ema, terms, zero)
+  ema = (
+    jax.tree.map(jnp.copy, params) if experiment.uses_ema else {}
+  )  # its own buffers: the step donates both
+  step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+  return TrainState(step, params, variables, experiment.tx.init(params), ema, terms, skipped)
 
 
 def seed_key(experiment: Experiment) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import itertools
 import math
@@ -11,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import config as configs
-from jaxkd import data
+from jaxkd import data, schema
 from jaxkd.analysis import Comparison, compare, mean_interval, smallest_detectable, verdict
 
 SCHEMA = "jaxkd.study/1"
@@ -183,10 +184,16 @@ def _judge(config: ConfigDict, arms: dict[str, Any]) -> tuple[list[Comparison], 
   comparisons = compare(values, list(reversed(unique.values())))
   verdicts = []
   for claim, (metric, order) in zip(config.study.claims, claims, strict=True):
-    found = verdict(order, [c for c in comparisons if c.metric == metric])
-    labels = " < ".join(arms[a]["label"] for a in order)
+    labels = {a: arm["label"] for a, arm in arms.items()}
+    named = [dataclasses.replace(c, a=labels[c.a], b=labels[c.b]) for c in comparisons if c.metric == metric]
+    found = verdict([labels[a] for a in order], named)
     name = next(m["label"] for m in METRICS if m["key"] == metric)
-    entry = {"claim": f"{name}: {labels}", "text": claim, "metric": metric, "order": list(order)}
+    entry = {
+      "claim": f"{name}: {' < '.join(labels[a] for a in order)}",
+      "text": claim,
+      "metric": metric,
+      "order": list(order),
+    }
     verdicts.append({**entry, "verdict": found.outcome, "reason": found.reason})
   return comparisons, verdicts
 
@@ -208,7 +215,21 @@ def _conditions(config: ConfigDict) -> list[str]:
     "Arms of a seed share student, initial weights, data order, geometries, steps and optimiser; they differ in "
     "teacher and terms only. The primary accuracy and the Hessian use the cls head in every arm."
   )
+  untrained = [o.label or a for a, o in config.study.arms.items() if not _trains_dist(o)]
+  if untrained:
+    out.append(
+      f"No term reaches the distillation head in {', '.join(untrained)}: its accuracy there, and the mean's, is "
+      "that of an untrained head."
+    )
   return out
+
+
+def _trains_dist(arm: ConfigDict) -> bool:
+  """Whether some term of the arm uses the distillation head's logits (the default of the KD kinds)."""
+  return any(
+    "logits/dist" in t.student_taps or (t.kind in schema.LOGIT_KINDS and not t.student_taps)
+    for t in arm.terms.values()
+  )
 
 
 def _warnings(config: ConfigDict, curves: dict[str, Any], comparisons: list[Comparison]) -> list[str]:

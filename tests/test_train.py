@@ -46,7 +46,8 @@ def assert_equal_runs(a, b, at):
 def test_a_run_learns_and_leaves_its_folder(finished):
   folder, result = finished
   rows = metrics.read(folder / "metrics.jsonl")
-  assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+  assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+  assert rows[-1]["validation/accuracy_cls"] > 0.5  # chance is 0.25
   assert [r["step"] for r in rows] == [4, 8, 12, 16]
   for name in (
     "config.json",
