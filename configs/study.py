@@ -51,7 +51,7 @@ def cnn_teacher(data, smoke):
     "run": {
       "seed": 100,
       "data": data,
-      "model": {"name": "adaptive_cnn", "widths": (16, 32, 64), "depths": (2, 2, 2), "stem_pool": False},
+      "model": {"name": "adaptive_cnn", "widths": (16, 32, 64), "depths": (1, 1, 1), "stem_pool": False},
       "terms": {"ce": {"kind": "cross_entropy", "smoothing": 0.1}},
       "optim": {"name": "adamw", "lr": 2e-3, "weight_decay": 0.05, "warmup_epochs": 1.0},
       "train": {"epochs": 1.0 if smoke else 12.0, "batch_size": 64},

@@ -6,9 +6,11 @@ folder, so a kill leaves the previous step; flipped bytes are found by our own d
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +193,7 @@ def read_json(step_folder: Path, item: str) -> dict[str, Any]:
 def _read_tree(path: Path) -> dict[str, Any]:
   """An Orbax tree as numpy arrays, without a model or a target."""
   try:
-    with ocp.PyTreeCheckpointer() as reader:
+    with _quiet_orbax(), ocp.PyTreeCheckpointer() as reader:
       shapes = reader.metadata(path).item_metadata.tree
       arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
       return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=arrays))
@@ -199,6 +201,18 @@ def _read_tree(path: Path) -> dict[str, Any]:
     raise IntegrityFailure(
       f"checkpoint {path.parent}: unreadable ({type(e).__name__})", "restore another step"
     ) from e
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+  """Hides Orbax's warning that a file is missing which its manager does not write for single items."""
+  logger = logging.getLogger("absl")
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
 
 
 def arrays(found: Checkpoint) -> list[dict[str, Any]]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
+from jaxkd import config as configs
 from jaxkd.commands import load_config, parse
 from jaxkd.errors import UserError
 
@@ -27,4 +30,23 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
   scores = {k: v for k, v in result.best["metrics"].items() if k.startswith("validation/")}
   print(f"done: step {result.step}, best step {result.best['step']} in {result.folder}")
   print("  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+  print(f"report: {_report(config, folder)}")
   return 0
+
+
+def _report(config: ConfigDict, folder: Path) -> Path:
+  """The page of one run: curves from its metrics.jsonl, config and environment."""
+  from jaxkd import files, metrics, report
+
+  environment = files.read_json(folder / "env.json")
+  run = {
+    "schema": "jaxkd.training/1",
+    "name": folder.name,
+    "date": environment["date"],
+    "command": (folder / "command.txt").read_text().strip(),
+    "hardware": environment["hardware"],
+    "versions": {k: environment[k] for k in ("jaxkd", "python", "jax", "flax", "optax")},
+    "config": configs.flat(config),
+    "rows": metrics.read(folder / "metrics.jsonl"),
+  }
+  return report.training_report(run, folder)
