@@ -11,7 +11,7 @@ demo: $(VENV)/.installed  ## trains teachers and matched students on the bundled
 	$(BIN)/python -m jaxkd.main study --config=configs/study.py:digits --workdir=runs/demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

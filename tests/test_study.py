@@ -20,7 +20,8 @@ BLOCKS = ("block00/tokens", "block01/tokens")
 
 def study_config():
   run = tiny.config(train=SHORT, data={"image_size": 16}).to_dict()
-  ssl = tiny.dino_config(train={**SHORT, "ema": 0.9}).to_dict()
+  ssl = tiny.dino_config().to_dict()
+  ssl["train"] |= SHORT
   ssl["data"] |= {"image_size": 16, "views": {**ssl["data"]["views"], "local_size": 8}}
   cka = {"kind": "cka", "student_taps": BLOCKS, "teacher_taps": BLOCKS, "teacher": "ssl"}
   arms = {
@@ -42,7 +43,7 @@ def study_config():
         "teachers": {"cnn": {"label": "A CNN", "run": cnn}, "ssl": {"label": "A ViT", "run": ssl}},
         "arms": arms,
         "claims": ("accuracy_cls: cnn_kd < none < ssl", "mean_distance: none < ssl"),
-        "hessian_images": 8,
+        "hessian_images": 12,
         "probes": 3,
         "images": 16,
       },

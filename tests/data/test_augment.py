@@ -79,7 +79,7 @@ def test_a_position_coded_image_lands_on_the_same_cells_in_both_branches():
 
 
 def test_cutout_paints_one_square_with_the_mean():
-  x = jnp.zeros((64, 12, 12, 1))
+  x = jnp.zeros((1500, 12, 12, 1))
   out = np.asarray(photometry(x, jax.random.key(0), mean=(0.25,), brightness=0.0, contrast=0.0, cutout=4))
   for image in out[..., 0]:
     rows, columns = np.nonzero(image)
