@@ -64,7 +64,10 @@ def _teacher(config: ConfigDict, name: str, folder: Path, counter: str) -> dict[
   found = checkpoint.load(path)
   if not quality.exists() or files.read_json(quality)["digest"] != found.digest:
     files.write_json(quality, {"digest": found.digest, **_quality(found, options.label or name, options.run)})
-  return {"key": name, **files.read_json(quality)}
+  known = files.read_json(quality)
+  for what, share in known["rows"]:
+    print(f"    {what}: {100 * share:.1f} %", flush=True)
+  return {"key": name, **known}
 
 
 def _announce(counter: str, what: str, path: Path) -> None:
