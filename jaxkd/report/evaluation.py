@@ -90,7 +90,8 @@ def _roc(head: Mapping[str, Any]) -> Figure:
     color, dash = COLORS[i % len(COLORS)], ("-", "--", ":", "-.")[i // len(COLORS) % 4]
     label = f"{clean(name)} ({curve['auc']:.3f})" if len(head["roc"]) <= 10 else None
     axes.plot(curve["fpr"], curve["tpr"], color=color, ls=dash, lw=1.4, label=label)
-  axes.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls=":")
+  chance = [10 ** (-k / 20) for k in range(80)]  # a curve on this axis
+  axes.plot(chance, chance, color="#999999", lw=0.8, ls=":")
   axes.set_xscale("symlog", linthresh=0.01)  # good models live in the first percent
   axes.set_xlim(0, 1)
   axes.set_xticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
