@@ -64,6 +64,12 @@ def main(argv: list[str] | None = None) -> int:
     if e.hint:
       print(f"hint: {e.hint}", file=sys.stderr)
     return e.code
+  except RuntimeError as e:
+    if "RESOURCE_EXHAUSTED" not in str(e):
+      raise
+    print(f"error: out of device memory: {str(e).splitlines()[0][:200]}", file=sys.stderr)
+    print("hint: lower train.batch_size, eval.batch_size or --images, or use more devices", file=sys.stderr)
+    return 5
   except KeyboardInterrupt:
     print("error: interrupted\nhint: the same command again continues", file=sys.stderr)
     return 130

@@ -56,3 +56,19 @@ def test_user_errors_are_two_lines_and_exit_2(argv, message, capsys, tmp_path, m
 def test_no_arguments_prints_usage_and_exits_2(capsys):
   assert main([]) == 2
   assert "usage" in capsys.readouterr().out
+
+
+def test_out_of_device_memory_is_exit_5_and_other_errors_are_not_hidden(capsys, monkeypatch):  # fault 38
+  def exhausted(_):
+    raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\nmore")
+
+  monkeypatch.setattr("jaxkd.main.run", exhausted)
+  assert main(["train"]) == 5
+  assert lines(capsys.readouterr().err) == ["error", "hint"]
+
+  def bug(_):
+    raise RuntimeError("something else")
+
+  monkeypatch.setattr("jaxkd.main.run", bug)
+  with pytest.raises(RuntimeError, match="something else"):
+    main(["train"])
