@@ -122,6 +122,90 @@ def dino(student, teacher, center, student_temperature=0.1, teacher_temperature=
   return total / pairs
 
 
+def kl(p, q):
+  return np.sum(p * np.log(p / q), axis=-1)
+
+
+def dkd(student, teacher, labels, alpha=1.0, beta=8.0, temperature=4.0):
+  values = []
+  for s, t, y in zip(student, teacher, labels, strict=True):
+    q, p = softmax(s / temperature), softmax(t / temperature)
+    target = kl(np.array([p[y], 1 - p[y]]), np.array([q[y], 1 - q[y]]))
+    p, q = np.delete(p, y), np.delete(q, y)
+    values.append(temperature**2 * (alpha * target + beta * kl(p / p.sum(), q / q.sum())))
+  return np.array(values)
+
+
+def dist(student, teacher, beta=1.0, gamma=1.0, temperature=1.0):
+  p, q = softmax(teacher / temperature), softmax(student / temperature)
+  inter = 1 - np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p, q, strict=True)])
+  intra = 1 - np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p.T, q.T, strict=True)])
+  return temperature**2 * (beta * inter + gamma * intra)
+
+
+def ofa(student, teacher, labels, epsilon=1.0, temperature=1.0):
+  mask = np.eye(student.shape[-1])[labels]
+  p, log_q = softmax(teacher / temperature), log_softmax(student / temperature)
+  return np.sum(-((p + mask) ** epsilon - mask) * log_q, axis=-1)
+
+
+def huber(x):
+  return np.where(np.abs(x) < 1, 0.5 * x**2, np.abs(x) - 0.5)
+
+
+def rkd_distances(x):
+  d = np.array([[np.linalg.norm(a - b) for b in x] for a in x])
+  return d / d[d > 0].mean()
+
+
+def rkd_angles(x):
+  n = len(x)
+  angles = np.zeros((n, n, n))
+  for i, j, k in np.ndindex(n, n, n):
+    if i not in (j, k):
+      a, b = x[j] - x[i], x[k] - x[i]
+      angles[i, j, k] = a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
+  return angles
+
+
+def rkd(student, teacher, distance_weight=25.0, angle_weight=50.0):
+  distances = huber(rkd_distances(student) - rkd_distances(teacher)).mean()
+  return distance_weight * distances + angle_weight * huber(rkd_angles(student) - rkd_angles(teacher)).mean()
+
+
+def attention_transfer(student, teacher):
+  values = []
+  for s, t in zip(student, teacher, strict=True):
+    ours, theirs = (s**2).mean(-1), (t**2).mean(-1)
+    values.append(np.mean((ours / np.linalg.norm(ours) - theirs / np.linalg.norm(theirs)) ** 2))
+  return np.array(values)
+
+
+def similarity_preserving(student, teacher):
+  total, n = 0.0, len(student)
+  for i in range(n):
+    ours, theirs = (np.array([np.sum(x[i] * x[j]) for j in range(n)]) for x in (student, teacher))
+    total += np.sum((ours / np.linalg.norm(ours) - theirs / np.linalg.norm(theirs)) ** 2)
+  return total / n**2
+
+
+def attention_distance(attn, grid, special_tokens=0):
+  """[b h n n] -> [b h]; every row has weight on patches."""
+  positions = [(r, c) for r in range(grid[0]) for c in range(grid[1])]
+  total = np.zeros(attn.shape[:2])
+  for i, (r, c) in enumerate(positions):
+    row = attn[:, :, special_tokens + i, special_tokens:]
+    lengths = np.array([np.hypot(r - a, c - b) for a, b in positions])
+    total += (row * lengths).sum(-1) / row.sum(-1)
+  return total / len(positions)
+
+
+def locality(attn, target, grid, special_tokens=0, relative=False):
+  uniform = attention_distance(np.ones((1, 1, *attn.shape[2:])), grid, special_tokens)[0, 0]
+  distance = attention_distance(attn, grid, special_tokens).mean(1)
+  return (distance / (uniform if relative else 1.0) - target) ** 2
+
+
 def numeric_gradient(f: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-5) -> np.ndarray:
   """Central differences in float64."""
   gradient = np.zeros_like(x)

@@ -15,6 +15,7 @@ TEACHER_LABELS = np.array([1, 0, 5])
 MIXED = np.array([[0.25, 0.75, 0, 0, 0, 0], [0, 0, 1.0, 0, 0, 0], [0.1, 0.2, 0.3, 0.4, 0, 0]])
 CENTER = np.linspace(-0.2, 0.3, C)
 LOGITS, TOKENS, OTHER, FEATURES, VIEWS = (B, C), (B, N, D), (B, N, E), (8, D), (4, B, C)
+MAPS, ATTENTION, GRID = (B, 3, 2, D), (B, 2, 6, 6), (2, 3)
 
 
 def per_image(f, **options):
@@ -27,6 +28,20 @@ def pooled(f, **options):
 
 def one_minus_cka(s, t, **options):
   return 1 - ref.cka(s, t, **options)
+
+
+def labelled(loss, **options):
+  """The loss with the labels of its first images, so that fewer than three will do."""
+  return lambda s, t: loss(s, t, jnp.asarray(TEACHER_LABELS[: len(s)]), **options)
+
+
+def labelled_reference(reference, **options):
+  return lambda s, t: reference(s, t, TEACHER_LABELS, **options)
+
+
+def attended(loss, target, **options):
+  """The term has no teacher. Magnitudes stand for attention (rows are renormalised): exact in bf16, zeros too."""
+  return lambda s, _: loss(abs(s), target, grid=GRID, special_tokens=0, **options)
 
 
 # name: (loss, reference, student shape, teacher shape); arrays in, [b] or a scalar out
@@ -117,13 +132,58 @@ CASES = {
     VIEWS,
     (2, B, C),
   ),
+  "dkd": (labelled(losses.dkd), labelled_reference(ref.dkd), LOGITS, LOGITS),
+  "dkd_options": (
+    labelled(losses.dkd, alpha=2.0, beta=0.5, temperature=1.0),
+    labelled_reference(ref.dkd, alpha=2.0, beta=0.5, temperature=1.0),
+    LOGITS,
+    LOGITS,
+  ),
+  "dist": (losses.dist, ref.dist, (8, C), (8, C)),
+  "dist_options": (
+    partial(losses.dist, beta=2.0, gamma=0.5, temperature=2.0),
+    partial(ref.dist, beta=2.0, gamma=0.5, temperature=2.0),
+    (8, C),
+    (8, C),
+  ),
+  "ofa": (labelled(losses.ofa), labelled_reference(ref.ofa), LOGITS, LOGITS),
+  "ofa_options": (
+    labelled(losses.ofa, epsilon=1.5, temperature=2.0),
+    labelled_reference(ref.ofa, epsilon=1.5, temperature=2.0),
+    LOGITS,
+    LOGITS,
+  ),
+  "rkd": (losses.rkd, ref.rkd, (5, D), (5, E)),
+  "rkd_distances": (
+    partial(losses.rkd, angle_weight=0.0),
+    partial(ref.rkd, angle_weight=0.0),
+    (5, D),
+    (5, E),
+  ),
+  "attention_transfer": (losses.attention_transfer, ref.attention_transfer, MAPS, (B, 3, 2, E)),
+  "similarity": (losses.similarity_preserving, ref.similarity_preserving, (5, 3, D), (5, 2, 2, E)),
+  "locality": (
+    attended(losses.locality, 0.5),
+    attended(ref.locality, 0.5),
+    ATTENTION,
+    (B, 1),
+  ),
+  "locality_relative": (
+    attended(losses.locality, 0.5, relative=True),
+    attended(ref.locality, 0.5, relative=True),
+    ATTENTION,
+    (B, 1),
+  ),
 }
-# A KL of order 0.05 is the difference of numbers of order 1, and temperature 4 multiplies its rounding by 16.
-ROUNDING = {"soft_kd": 4e-6}
+# A KL of order 0.05 is the difference of numbers of order 1; temperature 4 multiplies its rounding by 16, and
+# DKD by 8 more.
+ROUNDING = {"soft_kd": 4e-6, "dkd": 8e-6}
 # Options share their function's way in and out; these stand for all where a test compiles anew.
 MAIN = ("ce_smooth", "ce_mixed", "soft_kd", "hard_kd", "cosine", "mse", "correlation", "correlation_samples")
 MAIN += ("cka", "cka_samples", "gram", "dino")
+MAIN += ("dkd", "dist", "ofa_options", "rkd", "attention_transfer", "similarity", "locality")
 COUPLED = {name for name in CASES if name.endswith(("samples", "pooled"))}
+COUPLED |= {"dist", "dist_options", "rkd", "rkd_distances", "similarity"}
 
 
 @cache
