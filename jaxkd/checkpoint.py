@@ -124,11 +124,13 @@ def digests(tree) -> dict[str, str]:
   """sha256 of dtype, shape and bytes of every leaf, by path."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): _digest(np.asarray(leaf)) for path, leaf in leaves
+    jax.tree_util.keystr(path, simple=True, separator="/"): array_digest(np.asarray(leaf))
+    for path, leaf in leaves
   }
 
 
-def _digest(array: np.ndarray) -> str:
+def array_digest(array: np.ndarray) -> str:
+  """sha256 of dtype, shape and bytes."""
   head = f"{array.dtype}{array.shape}".encode()
   return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
 
@@ -224,7 +226,7 @@ def arrays(found: Checkpoint) -> list[dict[str, Any]]:
       "shape": list(x.shape),
       "dtype": str(x.dtype),
       "bytes": int(x.nbytes),
-      "sha256": _digest(x),
+      "sha256": array_digest(x),
     }
     for path, x in leaves
   ]

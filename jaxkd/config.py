@@ -167,13 +167,20 @@ def override(config: ConfigDict, key: str, text: str) -> None:
       section = section[part]
   if not isinstance(node, Field):
     raise UserError(f"config key '{key}' is a section", did_you_mean("", list(section.get(parts[-1], {}))))
-  value = _free_value(text) if node.help == "" and node.default == "" else _coerce(key, node, text)
+  value = free_value(text) if node.help == "" and node.default == "" else _coerce(key, node, text)
   with section.unlocked(), section.ignore_type():
     section[parts[-1]] = value
 
 
-def _free_value(text: str) -> Any:
-  return yaml.safe_load(text)
+def free_value(text: str) -> Any:
+  """A value whose key has no schema (a model's option): a number, true or false, a list `8,16`, or the text itself."""
+  if "," in text:
+    return tuple(free_value(part) for part in text.strip("()[] ").split(",") if part.strip())
+  try:
+    value = yaml.safe_load(text)
+    return float(value) if isinstance(value, str) else value  # YAML 1.1 reads 3e-4 as a string
+  except (ValueError, yaml.YAMLError):
+    return text
 
 
 def _coerce(key: str, field: Field, text: str) -> Any:

@@ -26,11 +26,16 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
   """See `write_json`."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+  """See `write_json`."""
   temporary = path.with_name(f".{path.name}.tmp")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(temporary, "w") as f:
-      f.write(text)
+    with open(temporary, "wb") as f:
+      f.write(content)
       f.flush()
       os.fsync(f.fileno())
     temporary.rename(path)

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 import traceback
+from collections.abc import Callable
 
 from jaxkd.errors import JaxkdError, UserError, did_you_mean
 
@@ -15,7 +16,8 @@ COMMANDS = {
   "evaluate": "a checkpoint on the sealed test split",
   "forensics": "compare checkpoints: curvature, attention, similarity; writes report.html",
   "study": "the whole experiment: teachers, matched students, seeds, statistics, report",
-  "inspect": "what a checkpoint holds, without building its model",
+  "inspect": "what a checkpoint or weights file holds, without building its model",
+  "export": "a checkpoint to torch names, jax.export or ONNX, with a model card",
 }
 EXIT_CODES = """exit codes: 0 done, 1 bug, 2 user error, 3 numeric failure, 4 integrity failure, 5 out of device memory,
   74 cannot write, 75 preempted and saved, 130 interrupted and saved"""
@@ -54,9 +56,14 @@ def run(argv: list[str]) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Like `run`, but turns errors into `error:`/`hint:` lines and an exit code."""
+  """Runs one command; errors become `error:` and `hint:` lines and an exit code."""
+  return guarded(run, sys.argv[1:] if argv is None else argv)
+
+
+def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
+  """`command(argv)`, with every error a user can act on as two lines and an exit code."""
   try:
-    return run(sys.argv[1:] if argv is None else argv)
+    return command(argv)
   except JaxkdError as e:
     if os.environ.get("JAXKD_DEBUG") == "1":
       traceback.print_exc()

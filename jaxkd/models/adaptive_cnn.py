@@ -75,7 +75,7 @@ class AdaptiveCNN(nn.Module):
       choose("tap to want from a CNN", name, ())
     x = conv3x3(self.widths[0], self.dtype, name="stem_conv")(images.astype(self.dtype))
     x = nn.relu(batch_norm(x, train, self.dtype, "stem_bn"))
-    x = nn.max_pool(x, (2, 2), (2, 2)) if self.stem_pool else x
+    x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2)) if self.stem_pool else x
     taps = {}
     for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
       for block in range(depth):

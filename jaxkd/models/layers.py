@@ -85,10 +85,16 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
   return (0.5 * y * (1 + jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
 
 
-def layer_norm(x: Float[Array, "... d"], dtype: Any, name: str) -> Float[Array, "... d"]:
-  """LayerNorm, epsilon 1e-6: float32 inside, `dtype` out. The two-pass variance survives a large mean."""
-  norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, name=name)
-  return norm(x.astype(jnp.float32)).astype(dtype)
+def layer_norm(
+  x: Float[Array, "... d"], dtype: Any, name: str, epsilon: float = 1e-6
+) -> Float[Array, "... d"]:
+  """LayerNorm: float32 inside, `dtype` out. The two-pass variance survives a large mean."""
+  return float32_layer_norm(name, epsilon)(x.astype(jnp.float32)).astype(dtype)
+
+
+def float32_layer_norm(name: str, epsilon: float = 1e-6) -> nn.LayerNorm:
+  """The module behind `layer_norm`, for a norm that is applied to several inputs."""
+  return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=jnp.float32, name=name)
 
 
 def batch_norm(x: Float[Array, "b h w c"], train: bool, dtype: Any, name: str) -> Float[Array, "b h w c"]:

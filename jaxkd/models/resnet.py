@@ -1,4 +1,4 @@
-"""ResNet for small images (He et al., 2016, arXiv:1512.03385): 3x3 stem at stride 1, no max-pool."""
+"""ResNet of basic blocks (He et al., 2016, arXiv:1512.03385): a 3x3 stem for small images, or ImageNet's 7x7."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,16 +18,19 @@ from jaxkd.models.layers import (
   classify,
   conv3x3,
   global_mean,
+  he_normal,
   image_pair,
   torch_uniform,
 )
+
+STEMS = ("cifar", "imagenet")
 
 
 class ResNet(nn.Module):
   """Stem, stages of basic blocks (each but the first halves the map), pooled linear head.
 
   `apply(variables, images [b h w c] float32, train=False) -> (logits [b c] float32, taps)` with the taps
-  `stageN` [b h w c], `features` [b d], `logits` and `logits/cls`. Collections `params` and `batch_stats`.
+  `stem` and `stageN` [b h w c], `features` [b d], `logits` and `logits/cls`. Collections `params` and `batch_stats`.
   Parameter paths read like torch's: `layer1_0/conv1` is `layer1.0.conv1`.
   """
 
@@ -36,6 +39,7 @@ class ResNet(nn.Module):
   image_size: tuple[int, int]
   widths: tuple[int, ...]
   depths: tuple[int, ...]
+  stem: str = "cifar"
   dtype: Any = jnp.float32
 
   @property
@@ -53,9 +57,8 @@ class ResNet(nn.Module):
     check_images(images, self.in_channels)
     for name in want:
       choose("tap to want from a CNN", name, ())
-    x = conv3x3(self.widths[0], self.dtype, name="conv1")(images.astype(self.dtype))
-    x = nn.relu(batch_norm(x, train, self.dtype, "bn1"))
-    taps = {}
+    x = self._stem(images.astype(self.dtype), train)
+    taps = {"stem": x}
     for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
       for block in range(depth):
         stride = 2 if stage and not block else 1
@@ -67,6 +70,16 @@ class ResNet(nn.Module):
     taps["logits"] = taps["logits/cls"] = logits
     return logits, taps
 
+  def _stem(self, x: Array, train: bool) -> Array:
+    """3x3 at stride 1; or 7x7 at stride 2 and a 3x3 max-pool at stride 2, padded as in torch."""
+    if self.stem == "cifar":
+      x = conv3x3(self.widths[0], self.dtype, name="conv1")(x)
+      return nn.relu(batch_norm(x, train, self.dtype, "bn1"))
+    options: dict[str, Any] = {"use_bias": False, "dtype": self.dtype, "kernel_init": he_normal}
+    x = nn.Conv(self.widths[0], (7, 7), 2, padding=((3, 3), (3, 3)), name="conv1", **options)(x)
+    x = nn.relu(batch_norm(x, train, self.dtype, "bn1"))
+    return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
 
 def resnet(
   *,
@@ -75,6 +88,7 @@ def resnet(
   image_size: int | Sequence[int] = 32,
   widths: Sequence[int] = (64, 128, 256, 512),
   depths: Sequence[int] = (2, 2, 2, 2),
+  stem: str = "cifar",
   dtype: str = "float32",
 ) -> ResNet:
   """Builds a ResNet of basic blocks; the defaults are ResNet-18, 11,173,962 parameters with 10 classes.
@@ -92,5 +106,6 @@ def resnet(
     image_size=image_pair(image_size),
     widths=widths,
     depths=depths,
+    stem=choose("stem", stem, STEMS),
     dtype=DTYPES[choose("dtype", dtype, DTYPES)],
   )

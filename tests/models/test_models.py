@@ -13,10 +13,16 @@ from .jitted import QUICK, evaluate, init, train
 
 CNN = {"widths": (4, 8), "depths": (1, 1), "image_size": 8, "in_channels": 2, "num_classes": 3}
 VIT = {"width": 16, "depth": 2, "heads": 2, "image_size": 8, "in_channels": 2, "num_classes": 3}
-SMALL = {name: VIT if name.startswith(("deit", "vit")) else CNN for name in models.names()}
+VIT_NAMES = ("deit", "vit", "dinov2")
+SMALL = {name: VIT if name.startswith(VIT_NAMES) else CNN for name in models.names()}
+SMALL |= {name: VIT | {"patch_size": 4} for name in models.names() if name.startswith("dinov2")}
+# Side of the first stage's map for 8 px images.
+SIDES = {"adaptive_cnn": 4, "resnet18_cifar": 8} | {"resnet18": 2}
 KINDS = {
   "adaptive_cnn": CNN,
   "resnet18_cifar": CNN,
+  "convnextv2_tiny": {**CNN, "drop_path": 0.1},
+  "dinov2_vitg14_reg": {**VIT, "patch_size": 4, "drop_path": 0.1},
   "deit": {**VIT, "drop_path": 0.1, "dropout": 0.1, "stem": "conv"},
 }
 IMAGES = jax.random.normal(jax.random.key(0), (4, 8, 8, 2))
@@ -47,6 +53,15 @@ def logits_in_training(model, variables, key):
     ("deit_tiny", {}, 5_365_076),
     ("vit_tiny", {}, 5_365_076 - 2 * 192 - 1_930),  # without the token, its position and its head
     ("vit_tiny", {"num_classes": 0}, 5_365_076 - 2 * 192 - 2 * 1_930),
+    ("resnet18", {}, 11_689_512),  # torchvision's
+    ("convnextv2_tiny", {"num_classes": 1000}, 28_635_496),
+    ("convnextv2_tiny", {}, 27_874_186),
+    ("convnextv2_tiny", {"patch_size": 2}, 27_870_730),
+    ("convnextv2_atto", {"num_classes": 1000}, 3_708_400),  # timm's, as the next ones
+    ("deit_tiny", {"image_size": 224, "patch_size": 16, "num_classes": 1000}, 5_910_800),
+    ("dinov2_vits14", {}, 22_056_192),
+    ("dinov2_vits14_reg", {}, 22_056_192 + 4 * 384),
+    ("dinov2_vitg14", {}, 1_136_479_232),
   ],
 )
 def test_parameter_counts(name, options, expected):
@@ -60,13 +75,17 @@ def test_tap_contract(name):
   logits, taps = jax.eval_shape(model.apply, variables, IMAGES)
   b, n, d = 4, 4 + model.special_tokens, 16
   assert model.num_layers == 2
-  if SMALL[name] is VIT:
-    expected = {"block00/tokens": (b, n, d), "block01/tokens": (b, n, d), "norm/tokens": (b, n, d)}
-    expected |= {"logits/dist": (b, 3)} if model.special_tokens == 2 else {}
+  if name.startswith(VIT_NAMES):
+    taps_of_block = {"tokens": (b, n, d), "normed": (b, n, d), "cls": (b, d)}
+    expected = {f"block{i:02d}/{k}": shape for i in range(2) for k, shape in taps_of_block.items()}
+    expected |= {"embed/tokens": (b, n, d), "norm/tokens": (b, n, d)}
+    expected |= {"logits/dist": (b, 3)} if name.startswith("deit") else {}
     assert (model.grid, model.patch_size) == ((2, 2), 4)
+    assert model.special_tokens == 1 + name.startswith("deit") + 4 * name.endswith("reg")
   else:
-    side = 4 if name == "adaptive_cnn" else 8  # the mnist variant pools after its stem
-    expected, d = {"stage0": (b, side, side, 4), "stage1": (b, side // 2, side // 2, 8)}, 8
+    side, d = SIDES.get(name, 2), 8  # the mnist variant pools after its stem, ConvNeXt divides by 4
+    expected = {"stage0": (b, side, side, 4), "stage1": (b, side // 2, side // 2, 8)}
+    expected |= {} if name == "adaptive_cnn" else {"stem": (b, side, side, 4)}
     assert model.special_tokens == 0
   expected |= {"features": (b, d), "logits": (b, 3), "logits/cls": (b, 3)}
   assert {key: tap.shape for key, tap in taps.items()} == expected
