@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test parity lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed  ## trains teachers and matched students on the bundled digits, prints table and report
@@ -12,6 +12,9 @@ demo: $(VENV)/.installed  ## trains teachers and matched students on the bundled
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+parity: $(VENV)/.installed-parity  ## live comparisons with torch and transformers; about 1.5 GB more on disk
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/parity tests/weights
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -28,7 +31,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.installed-test $(VENV)/.installed-dev: $(VENV)/.installed-%: $(VENV)/.installed
+$(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-parity: $(VENV)/.installed-%: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@touch $@
 

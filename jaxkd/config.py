@@ -300,8 +300,13 @@ def _validate_objective(config: ConfigDict, path: str, known_weights: set[str] |
     )
   for name, teacher in config.teachers.items():
     if not teacher.weights:
-      raise UserError(f"{path}teachers.{name}.weights is empty", "name a run folder, a checkpoint, or `ema`")
-    if known_weights is not None and teacher.weights not in known_weights:
+      raise UserError(
+        f"{path}teachers.{name}.weights is empty", "name a run folder, a weights file, hub:NAME or `ema`"
+      )
+    elsewhere = (
+      teacher.weights == "ema" or teacher.weights.startswith("hub:") or Path(teacher.weights).exists()
+    )
+    if known_weights is not None and teacher.weights not in known_weights and not elsewhere:
       raise UserError(
         f"{path}teachers.{name}.weights: no study teacher '{teacher.weights}'",
         did_you_mean(teacher.weights, known_weights),

@@ -46,7 +46,7 @@ class Experiment:
   def signature(self) -> str:
     """The config but for its seed, the data and the teachers."""
     keys = {k: v for k, v in configs.flat(self.config).items() if k != "seed"}
-    digests = {name: (t.digest, t.view) for name, t in self.teachers.items()}
+    digests = {name: (t.digest, t.view, t.size) for name, t in self.teachers.items()}
     return repr((keys, self.dataset.digest, digests, self.mesh))
 
   def __eq__(self, other: object) -> bool:
@@ -73,7 +73,7 @@ def build(config: ConfigDict) -> Experiment:
   dataset = data.load(config.data)
   options = model_options(config, dataset)
   model = create_model(options)
-  frozen = teachers.load_teachers(config.teachers, model, dataset)
+  frozen = teachers.load_teachers(config, model, dataset)
   mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
   sharding.check_batch(config.train.batch_size, mesh)
   per_epoch = data.steps_per_epoch(len(dataset.train), config.train.batch_size)
@@ -113,7 +113,14 @@ def tap_shapes(
 ) -> tuple[dict, dict[str, dict]]:
   """Shapes of the student's and every teacher's taps for a batch of 2, without computing."""
   images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
-  return _abstract_taps(model, images), {name: _abstract_taps(t.model, images) for name, t in frozen.items()}
+  prepared = {name: jax.eval_shape(teacher.prepare, images) for name, teacher in frozen.items()}
+  taps = {}
+  for name, x in prepared.items():
+    try:
+      taps[name] = _abstract_taps(frozen[name].model, x)
+    except ValueError as e:
+      raise UserError(f"teachers.{name}: {e}", f"set --config.teachers.{name}.size to a size it takes") from e
+  return _abstract_taps(model, images), taps
 
 
 def _abstract_taps(model: nn.Module, images) -> dict:

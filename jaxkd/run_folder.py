@@ -24,7 +24,7 @@ from jaxkd.errors import UserError
 
 log = logging.getLogger("jaxkd")
 # Changing these does not change what is computed, so a run may be resumed with other values.
-HARMLESS = ("log.", "checkpoint.", "eval.batch_size")
+HARMLESS = ("log.", "checkpoint.", "eval.batch_size", "data.root", "data.download")
 
 
 def check_folder(config: ConfigDict, folder: Path) -> None:

@@ -41,14 +41,28 @@ HEADS = ("logits/cls", "logits/dist", "logits")
 VIEWS = ("aligned", "clean", "same")
 
 DATA = {
-  "name": Field("digits", "data set", choices=("digits", "synthetic")),
-  "image_size": Field(16, "side of the (square) image in pixels", low=8, high=1024),
+  "name": Field("digits", "data set: a name of jaxkd.data.sources.SOURCES, or `tfds:NAME`"),
+  "root": Field("", "folder or file that holds it (`digits` and the synthetic sets need none)"),
+  "download": Field(False, "fetch published files that `root` lacks"),
+  "sha256": Field((), "digests that files of `root` must have: 'NAME=HEX', ..."),
+  "image_size": Field(0, "side of the (square) image in pixels; 0 is the source's own", low=0, high=1024),
+  "channels": Field(0, "1 (grey) or 3 (RGB); 0 is the source's own", choices=(0, 1, 3)),
   "split_seed": Field(0, "seed of the stratified train/validation/test split", low=0),
   "validation": Field(0.1, "share of the images held out for validation", above=0.0, high=0.5),
   "test": Field(0.2, "share sealed for testing where the source has no test split", above=0.0, high=0.5),
-  "examples": Field(640, "number of images of the `synthetic` data set", low=40),
-  "classes": Field(10, "number of classes of the `synthetic` data set", low=2),
-  "channels": Field(3, "number of channels of the `synthetic` data set", choices=(1, 3)),
+  "subset": Field(1.0, "share of each class's training images that is used", above=0.0, high=1.0),
+  "per_class": Field(0, "training images used of each class; 0 is all", low=0),
+  "statistics": Field("train", "normalise by: the training images / published", choices=("train", "known")),
+  "on_error": Field("stop", "an undecodable image file; skipping stops above 1 %", choices=("stop", "skip")),
+  "examples": Field(640, "number of images of the synthetic data sets", low=40),
+  "classes": Field(10, "number of classes of the synthetic data sets", low=2),
+  "local_strength": Field(1.0, "`synthetic_shapes`: how often the texture says the class", low=0.0, high=1.0),
+  "global_strength": Field(
+    1.0, "`synthetic_shapes`: how often the arrangement says the class", low=0.0, high=1.0
+  ),
+  "global_shift": Field(
+    0.5, "`synthetic_shapes`: how often the arrangement is displaced as a whole", low=0.0, high=1.0
+  ),
   "augment": {
     "crop": Field(0, "geometry: pad by so many pixels, then crop at random", low=0),
     "flip": Field(False, "geometry: mirror left-right with probability 1/2 (not for digits)"),
@@ -66,7 +80,13 @@ DATA = {
 }
 
 TEACHER = {
-  "weights": Field("", "a jaxkd run or checkpoint folder; `ema` is the student's own moving average"),
+  "weights": Field(
+    "",
+    "a jaxkd run or checkpoint, a .safetensors or .pth file, `hub:NAME`, or `ema`: the student's own average",
+  ),
+  "model": Free({"name": Field("", "name and options of the model of a weights file")}),
+  "sha256": Field("", "refuse other weights (8 or more digits)"),
+  "size": Field(0, "side in pixels to which its images are resized; 0 is its own rule", low=0, high=4096),
   "view": Field(
     "aligned", "what it sees: same geometry / un-augmented / exactly the student's image", choices=VIEWS
   ),

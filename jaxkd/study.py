@@ -139,8 +139,9 @@ def student_config(config: ConfigDict, arm: str, seed: int, folder: Path) -> Con
   run = copy.deepcopy(config.to_dict())
   run.pop("study")
   chosen = config.study.arms[arm].to_dict()
+  trained = {n: str(teacher_folder(folder, n)) for n in config.study.teachers}
   teachers = {
-    n: {**t, "weights": str(teacher_folder(folder, t["weights"]))} for n, t in chosen["teachers"].items()
+    n: {**t, "weights": trained.get(t["weights"], t["weights"])} for n, t in chosen["teachers"].items()
   }
   return configs.complete({**run, "seed": int(seed), "teachers": teachers, "terms": chosen["terms"]})
 

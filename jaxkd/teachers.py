@@ -1,4 +1,5 @@
-"""Frozen teachers: loaded from a checkpoint, shown their own view in their own normalisation, never trained."""
+"""Frozen teachers: loaded from a checkpoint or from torch weights, shown their own view in their own size and
+normalisation, never trained."""
 
 from __future__ import annotations
 
@@ -10,15 +11,22 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxkd import checkpoint, models
+from jaxkd import checkpoint, models, schema
 from jaxkd.errors import UserError
+from jaxkd.weights.opened import is_weights, open_weights
+from jaxkd.weights.read import check_digest
 
 Taps = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-  """A network whose taps are targets. `variables` is None for the student's own moving average."""
+  """A network whose taps are targets. `variables` is None for the student's own moving average.
+
+  Attributes:
+    view: which images it sees. size: side to which they are resized, 0 for as they are.
+    mean, std: of its own normalisation, per channel. digest: of its weights.
+  """
 
   name: str
   model: nn.Module
@@ -27,15 +35,25 @@ class Teacher:
   mean: tuple[float, ...]
   std: tuple[float, ...]
   digest: str
+  size: int = 0
 
   @property
   def is_ema(self) -> bool:
     return self.variables is None
 
+  def prepare(self, images: ArrayLike) -> jax.Array:
+    """Images [b h w c] in [0, 1] as this teacher wants them: channels, size, normalisation; float32."""
+    x = jnp.asarray(images, jnp.float32)
+    if x.shape[-1] == 1 and len(self.mean) == 3:
+      x = jnp.repeat(x, 3, axis=-1)
+    if self.size and x.shape[1:3] != (self.size, self.size):
+      x = jax.image.resize(x, (x.shape[0], self.size, self.size, x.shape[-1]), "cubic")
+      x = jnp.clip(x, 0, 1)  # a cubic overshoots at edges; files were clipped when they were resized
+    return normalize(x, self.mean, self.std)
+
   def __call__(self, variables, views: dict[str, jax.Array]) -> Taps:
     """The taps of this teacher's view, without gradient."""
-    x = normalize(views[self.view], self.mean, self.std)
-    _, taps = self.model.apply(variables, x, train=False)
+    _, taps = self.model.apply(variables, self.prepare(views[self.view]), train=False)
     return {name: jax.lax.stop_gradient(tap) for name, tap in taps.items()}
 
 
@@ -45,34 +63,73 @@ def normalize(images: ArrayLike, mean: tuple[float, ...], std: tuple[float, ...]
   return (jnp.asarray(images, jnp.float32) - shift) / scale
 
 
-def load_teachers(options, student: nn.Module, dataset) -> dict[str, Teacher]:
+def load_teachers(config, student: nn.Module, dataset) -> dict[str, Teacher]:
   """Every teacher of `config.teachers`, checked against the data set before anything is trained.
 
   Raises:
-    UserError: no such checkpoint, another image size, or other classes than the data set's.
+    UserError: no such weights, another image size or channels, or, where its logits are used, other classes than
+      the data set's. IntegrityFailure: the weights are not those of a pinned digest.
   """
-  return {name: _load(name, o, student, dataset) for name, o in options.items()}
+  judged = {term.teacher for term in config.terms.values() if term.kind in schema.LOGIT_KINDS}
+  dtype = config.precision.compute
+  return {
+    name: _load(name, options, student, dataset, classes=name in judged, dtype=dtype)
+    for name, options in config.teachers.items()
+  }
 
 
-def _load(name: str, options, student: nn.Module, dataset) -> Teacher:
+def _load(name: str, options, student: nn.Module, dataset, *, classes: bool, dtype: str) -> Teacher:
   if options.weights == "ema":
     return Teacher(name, student, None, options.view, dataset.mean, dataset.std, "ema")
-  found = checkpoint.load(options.weights)
-  about = found.meta
-  if about["image_shape"] != list(dataset.image_shape):
+  variables, meta, digest = _open(options)
+  size = options.size or meta.get("input_size", 0)
+  _check_images(f"teachers.{name}", meta, dataset, size)
+  if classes:
+    _check_classes(f"teachers.{name} ({options.weights})", meta, dataset)
+  model = models.create(**{**meta["model"], "dtype": dtype})
+  mean, std = tuple(meta["mean"]), tuple(meta["std"])
+  return Teacher(name, model, variables, options.view, mean, std, digest, size)
+
+
+def _open(options) -> tuple[Any, dict[str, Any], str]:
+  """(variables, what a checkpoint says of itself, digest) of a jaxkd checkpoint, a weights file or a hub name."""
+  if not is_weights(options.weights):
+    found = checkpoint.load(options.weights)
+    if options.sha256:
+      check_digest(found.digest, options.sha256, options.weights)
+    return found.variables, found.meta, found.digest
+  own = options.model.to_dict()
+  opened = open_weights(options.weights, model=own.pop("name"), options=own, sha256=options.sha256)
+  return opened.conversion.variables, opened.meta(), opened.digest
+
+
+def _check_images(who: str, meta: dict[str, Any], dataset, size: int) -> None:
+  """The data set's images must be what the teacher takes, after it has repeated grey channels and resized."""
+  h, w, channels = dataset.image_shape
+  wanted = meta["image_shape"]
+  if channels != wanted[2] and not (channels == 1 and wanted[2] == 3):
     raise UserError(
-      f"teachers.{name} was trained on images {about['image_shape']}, data '{dataset.name}' has "
-      f"{list(dataset.image_shape)}",
-      "use a teacher trained on this data set and image size",
+      f"{who} takes {wanted[2]} channels, data '{dataset.name}' has {channels}",
+      "use a teacher of as many channels, or set data.channels",
     )
-  classes = about["num_classes"]
-  if classes and classes != len(dataset.class_names):
+  if not size and [h, w] != wanted[:2]:
     raise UserError(
-      f"teachers.{name} ({options.weights}) has {classes} classes, data '{dataset.name}' has "
-      f"{len(dataset.class_names)}",
+      f"{who} was trained on images of {wanted[0]}x{wanted[1]}, data '{dataset.name}' has {h}x{w}",
+      f"set --config.{who}.size={wanted[0]} to resize them for it, or use another teacher",
+    )
+
+
+def _check_classes(who: str, meta: dict[str, Any], dataset) -> None:
+  found, wanted = meta["num_classes"], len(dataset.class_names)
+  if found != wanted:
+    raise UserError(
+      f"{who} has {found} classes, data '{dataset.name}' has {wanted}, and a term uses its logits",
       "use a teacher trained on the same classes",
     )
-  model = models.create(**found.model_options)
-  return Teacher(
-    name, model, found.variables, options.view, tuple(about["mean"]), tuple(about["std"]), found.digest
-  )
+  names = tuple(meta["class_names"])
+  if names and names != tuple(dataset.class_names):
+    wrong = next((a, b) for a, b in zip(names, dataset.class_names, strict=True) if a != b)
+    raise UserError(
+      f"{who} has a class '{wrong[0]}' where data '{dataset.name}' has '{wrong[1]}', and a term uses its logits",
+      "use a teacher trained on the same classes in the same order",
+    )

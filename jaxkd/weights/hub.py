@@ -35,6 +35,7 @@ class Source:
     repo, file: on the Hugging Face hub. revision: its commit; "" means the one that is current at first use.
     sha256: of the file at that revision, as others published it; "" where no published value is known to us.
     model, options: arguments of `jaxkd.models.create`. mean, std: of the images the model was trained on.
+    input_size: side in pixels at which it is used as a teacher.
   """
 
   repo: str
@@ -43,6 +44,7 @@ class Source:
   revision: str = ""
   sha256: str = ""
   file: str = "model.safetensors"
+  input_size: int = 224
   mean: tuple[float, float, float] = IMAGENET_MEAN
   std: tuple[float, float, float] = IMAGENET_STD
 

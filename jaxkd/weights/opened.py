@@ -7,16 +7,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
+
 from jaxkd import config as configs
 from jaxkd import models
 from jaxkd.checkpoint import Checkpoints
 from jaxkd.errors import UserError, did_you_mean
-from jaxkd.weights import hub
+from jaxkd.weights import hub, tables
 from jaxkd.weights.convert import Conversion, convert_state
 from jaxkd.weights.infer import infer_options
 from jaxkd.weights.read import IN_FOLDERS, check_digest, read_weights
 
 HUB = "hub:"
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+# DINOv2's table is for 518 px, 1,369 tokens; as a teacher it is usually shown 224 px, 256 tokens.
+DINOV2_INPUT = 224
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Opened:
   options: dict[str, Any]
   mean: tuple[float, ...]
   std: tuple[float, ...]
+  input_size: int
   source: dict[str, Any]
 
   @property
@@ -40,6 +46,7 @@ class Opened:
       "model": self.options,
       "inference": "params",
       "image_shape": [*model.image_size, model.in_channels],
+      "input_size": self.input_size,
       "num_classes": model.num_classes,
       "class_names": [],
       "mean": list(self.mean),
@@ -53,7 +60,8 @@ class Opened:
 def is_weights(spec: str | Path) -> bool:
   """Whether `spec` means torch weights (a file, a folder of shards, a hub name) rather than a jaxkd checkpoint."""
   path = Path(spec)
-  return str(spec).startswith(HUB) or path.is_file() or any((path / name).is_file() for name in IN_FOLDERS)
+  named = str(spec).startswith(HUB) or path.suffix in SUFFIXES
+  return named or path.is_file() or any((path / name).is_file() for name in IN_FOLDERS)
 
 
 def open_weights(
@@ -77,11 +85,11 @@ def open_weights(
     UserError: no such file, no model name, or an unknown one. WeightsError: the weights are not the model's.
     IntegrityFailure: the file's digest is not `sha256` (all of it, or its first 8 or more digits).
   """
-  given = dict(options or {})
+  given, input_size = dict(options or {}), 0
   if spec.startswith(HUB):
     known = hub.source(spec.removeprefix(HUB))
     path, model, given = hub.fetch(spec.removeprefix(HUB)), model or known.model, {**known.options, **given}
-    mean, std = mean or known.mean, std or known.std
+    mean, std, input_size = mean or known.mean, std or known.std, known.input_size
   else:
     path = Path(spec)
   if model not in models.names():
@@ -106,13 +114,21 @@ def open_weights(
   )
   channels = complete.get("in_channels", 3)
   source = {"weights": spec, "sha256": file.sha256, "style": conversion.style, "notes": list(file.notes)}
+  built = models.create(model, **complete)
   return Opened(
     conversion,
     {"name": model, **complete},
     _per_channel(mean or hub.IMAGENET_MEAN, channels),
     _per_channel(std or hub.IMAGENET_STD, channels),
+    input_size or _input_size(built, model),
     source,
   )
+
+
+def _input_size(built: nn.Module, name: str) -> int:
+  """Side in pixels at which the model is used as a teacher unless the config says otherwise."""
+  side = built.image_size[0]
+  return min(side, DINOV2_INPUT) if tables.family(name) == "dinov2" else side
 
 
 def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
