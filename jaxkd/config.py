@@ -287,9 +287,10 @@ def _validate_run(config: ConfigDict, path: str) -> None:
         f"config key '{path}data.views.{key}': {views[key]} is not a range", "0 < low <= high <= 1"
       )
   name = config.data.name
-  if name == "digits" and config.data.augment.flip:
+  if name in schema.NOT_MIRRORED and config.data.augment.flip:
     raise UserError(
-      f"{path}data.augment.flip mirrors digits, which changes what they show", "set it to false"
+      f"{path}data.augment.flip mirrors the images of '{name}', which changes what they show",
+      "set it to false",
     )
 
 

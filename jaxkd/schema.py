@@ -39,6 +39,8 @@ class Free:
 
 HEADS = ("logits/cls", "logits/dist", "logits")
 VIEWS = ("aligned", "clean", "same")
+# Digits and letters; and shapes whose mirrored texture is another class's.
+NOT_MIRRORED = ("digits", "mnist", "mnist_json", "kmnist", "svhn", "idx", "synthetic_shapes")
 
 DATA = {
   "name": Field("digits", "data set: a name of jaxkd.data.sources.SOURCES, or `tfds:NAME`"),

@@ -2,6 +2,17 @@
 
 from jaxkd.data.augment import make_views
 from jaxkd.data.order import batch_indices, steps_per_epoch
-from jaxkd.data.sources import Dataset, Split, load, load_test
+from jaxkd.data.shapes import cue_conflict
+from jaxkd.data.sources import Dataset, Split, balanced_sample, load, load_test
 
-__all__ = ["Dataset", "Split", "batch_indices", "load", "load_test", "make_views", "steps_per_epoch"]
+__all__ = [
+  "Dataset",
+  "Split",
+  "balanced_sample",
+  "batch_indices",
+  "cue_conflict",
+  "load",
+  "load_test",
+  "make_views",
+  "steps_per_epoch",
+]

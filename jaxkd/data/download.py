@@ -131,10 +131,17 @@ def _locked(part: Path) -> Iterator[IO[bytes]]:
   while True:
     with open(part, "ab") as f:
       fcntl.flock(f, fcntl.LOCK_EX)
-      # Whoever had it before may have renamed or removed the file that we waited for: then open anew.
-      if part.exists() and os.path.samestat(os.fstat(f.fileno()), part.stat()):
+      if _is_at(f, part):
         yield f
         return
+
+
+def _is_at(f: IO[bytes], part: Path) -> bool:
+  """Whether `f` still lies at `part`: whoever had it before may have renamed or removed it while we waited."""
+  try:
+    return os.path.samestat(os.fstat(f.fileno()), part.stat())
+  except FileNotFoundError:
+    return False
 
 
 def _transfer(remote: Remote, f: IO[bytes]) -> None:

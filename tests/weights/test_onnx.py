@@ -17,10 +17,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 def checkpoint_of(name):
   variables = variables_of(name, **OPTIONS[name])
   stats = {k: v for k, v in variables.items() if k != "params"}
-  stats = {
-    k: {m: {n: abs(a) if n == "var" else a for n, a in b.items()} for m, b in v.items()}
-    for k, v in stats.items()
-  }
+  stats = jax.tree.map(np.abs, stats)  # a variance is positive
   meta = {"model": {"name": name, **OPTIONS[name]}, "inference": "params"}
   return Checkpoint(None, 0, {"params": {"model": variables["params"]}, "stats": stats}, {}, meta, "")
 
