@@ -124,7 +124,7 @@ def test_config_file_faults_have_distinct_messages(tmp_path, text, message):
     (minimal(teachers={"cnn": {}}), "weights is empty"),
     (minimal(teachers={"t": {"weights": "ema"}}), "needs a moving average"),
     (minimal(terms={}), "nothing to train on"),
-    (minimal(data={"augment": {"flip": True}}), "mirrors digits"),
+    (minimal(data={"augment": {"flip": True}}), "mirrors the images of .digits."),
     (minimal(data={"views": {"global_scale": (0.9, 0.5)}}), "not a range"),
   ],
 )

@@ -10,6 +10,7 @@ import jaxkd
 from jaxkd import models
 from jaxkd.checkpoint import Checkpoint
 from jaxkd.errors import one_line
+from jaxkd.models.vit import ViT
 from jaxkd.weights.read import sha256_file
 
 LOADING = {
@@ -25,6 +26,11 @@ logits = program.call(images)  # [b {h} {w} {c}] float32, normalised""",
 
 session = onnxruntime.InferenceSession("{file}")
 logits = session.run(None, {{session.get_inputs()[0].name: images}})[0]  # [b {h} {w} {c}] float32, normalised""",
+  "timm": """from safetensors.torch import load_file
+from timm.models.{module} import {kind}
+
+model = {kind}({arguments})
+model.load_state_dict(load_file("{file}"))""",
   "": """from safetensors.torch import load_file
 
 model.load_state_dict(load_file("{file}"))  # names of style {style}""",
@@ -75,7 +81,32 @@ def _loading(found: Checkpoint, style: str, written: list[Path]) -> str:
   if kind == "transformers":
     facts["architecture"] = json.loads(written[1].read_text())["architectures"][0]
     return LOADING[kind].format(**facts)
+  built = models.create(**found.model_options)
+  if (
+    style == "timm" and isinstance(built, ViT) and not (built.registers or built.layer_scale or built.swiglu)
+  ):
+    return LOADING["timm"].format(**facts, **_timm(built))
   return LOADING[kind].format(**facts)
+
+
+def _timm(model: ViT) -> dict[str, str]:
+  """timm's class and arguments of the same model."""
+  arguments = {
+    "img_size": model.image_size if model.image_size[0] != model.image_size[1] else model.image_size[0],
+    "patch_size": model.patch_size,
+    "in_chans": model.in_channels,
+    "num_classes": model.num_classes,
+    "embed_dim": model.width,
+    "depth": model.depth,
+    "num_heads": model.heads,
+    "mlp_ratio": model.mlp_ratio,
+  }
+  kind = "VisionTransformerDistilled" if model.distilled else "VisionTransformer"
+  return {
+    "module": "deit" if model.distilled else "vision_transformer",
+    "kind": kind,
+    "arguments": ", ".join(f"{k}={v}" for k, v in arguments.items()),
+  }
 
 
 def _classes(meta: dict[str, Any]) -> str:
