@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from jaxkd import config as configs
-from jaxkd import data, run_folder
+from jaxkd import run_folder
 from jaxkd.experiment import build
-from jaxkd.step import frozen_inputs, init_state, make_train_step, place
+from jaxkd.step import frozen_inputs, init_state, make_batch, make_train_step, place
 
 
 def measure(config, steps: int) -> dict[str, float | str]:
@@ -25,11 +25,9 @@ def measure(config, steps: int) -> dict[str, float | str]:
   train_step, size = make_train_step(experiment), config.train.batch_size
   times = []
   for step in range(steps + 1):
-    index = data.batch_indices(
-      step, examples=len(experiment.dataset.train), batch_size=size, seed=config.seed
-    )
+    batch = make_batch(experiment, step)
     start = time.perf_counter()
-    state, metrics = train_step(state, index, frozen)
+    state, metrics = train_step(state, batch, frozen)
     jax.block_until_ready((state, metrics))
     times.append(time.perf_counter() - start)
   low, median, high = np.quantile(times[1:], [0.1, 0.5, 0.9])

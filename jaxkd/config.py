@@ -257,6 +257,7 @@ def _validate_study(config: ConfigDict) -> None:
     _validate_objective(arm, f"study.arms.{name}.", known_weights=set(study.teachers))
   for claim in study.claims:
     parse_claim(claim, set(study.arms))
+  _validate_augment(config, "")
 
 
 def parse_claim(claim: str, arms: set[str]) -> tuple[str, tuple[str, ...]]:
@@ -292,6 +293,62 @@ def _validate_run(config: ConfigDict, path: str) -> None:
       f"{path}data.augment.flip mirrors the images of '{name}', which changes what they show",
       "set it to false",
     )
+  _validate_augment(config, path)
+
+
+def _validate_augment(config: ConfigDict, path: str) -> None:
+  """Geometry that changes what a class looks like, mixing and banks that contradict the terms (spec 5)."""
+  augment, key = config.data.augment, f"{path}data.augment"
+  if len(augment.scale) != 2 or not 0 < augment.scale[0] <= augment.scale[1]:
+    raise UserError(f"config key '{key}.scale': {augment.scale} is not a range", "0 < low <= high")
+  bends = [f"policy={augment.policy}"] * (augment.policy in schema.POLICIES)
+  bends += [k for k in ("rotation", "shear") if augment[k]] + ["scale"] * (tuple(augment.scale) != (1.0, 1.0))
+  name = config.data.name
+  if name == "synthetic_shapes" and bends:
+    raise UserError(
+      f"{key}.{bends[0]} turns the textures of '{name}' into another class's",
+      "leave it out; translate and `_color` policies keep the class",
+    )
+  if name in schema.NOT_MIRRORED and augment.rotation > 45:
+    raise UserError(
+      f"{key}.rotation of {augment.rotation:g} degrees changes what the images of '{name}' show",
+      "45 at the most",
+    )
+  study = config.get("study")
+  arms = {f"{path}study.arms.{k}.": v for k, v in study.arms.items()} if study else {path: config}
+  for where, arm in arms.items():
+    _validate_mixing(augment, arm, key, where, alike=bool(study))
+    _validate_bank(augment, arm, key, where, bends + ["translate"] * bool(augment.translate))
+
+
+def _validate_mixing(augment: ConfigDict, arm: ConfigDict, key: str, where: str, *, alike: bool) -> None:
+  """Token terms compare pixels of one image; with `alike` all arms must see the same, so none may mix."""
+  mixes = [k for k in ("mixup", "cutmix") if augment[k]]
+  for name, term in arm.terms.items():
+    if not mixes or term.kind not in schema.TOKEN_KINDS or term.teacher not in arm.teachers:
+      continue
+    if alike:
+      raise UserError(
+        f"{key}.{mixes[0]}: a study with a token term ({where}terms.{name}) mixes images in no arm",
+        f"set --config.{key}.{mixes[0]}=0",
+      )
+    if arm.teachers[term.teacher].view != "same":
+      raise UserError(
+        f"{key}.{mixes[0]}: the token term {where}terms.{name} needs a teacher that sees the mixed image",
+        f"set {where}teachers.{term.teacher}.view to 'same', or --config.{key}.{mixes[0]}=0",
+      )
+
+
+def _validate_bank(augment: ConfigDict, arm: ConfigDict, key: str, where: str, moving: list[str]) -> None:
+  """A bank knows crops and mirrors only, and its teacher would see another geometry than the student."""
+  for name, teacher in arm.teachers.items():
+    if teacher.get("bank", "") and teacher.view == "aligned" and moving:
+      option = moving[0]
+      instead = f"{option}_color" if option.startswith("policy=") else f"{option} at its default"
+      raise UserError(
+        f"{key}.{option} moves pixels, and the bank of {where}teachers.{name} holds crops and mirrors only",
+        f"use {instead}, or no bank",
+      )
 
 
 def _validate_objective(config: ConfigDict, path: str, known_weights: set[str] | None = None) -> None:
@@ -325,17 +382,31 @@ def _validate_term(term: ConfigDict, teachers: ConfigDict, path: str) -> None:
       f"{path}.teacher: no teacher '{term.teacher}'",
       f"add teachers.{term.teacher}, or {did_you_mean(term.teacher, teachers)}",
     )
-  if term.kind in schema.TOKEN_KINDS:
-    if not term.student_taps or len(term.student_taps) != len(term.teacher_taps):
+  for extra in term.ensemble:
+    if extra not in teachers or term.kind not in schema.LOGIT_KINDS:
       raise UserError(
-        f"{path}: {len(term.student_taps)} student_taps and {len(term.teacher_taps)} teacher_taps",
-        "list as many of each, e.g. student_taps=('block05/tokens',)",
+        f"{path}.ensemble: '{extra}' is no teacher of a term on logits",
+        f"name teachers of soft_kd, hard_kd, dkd, dist or ofa; {did_you_mean(extra, teachers)}",
       )
-    if term.layer_weights and len(term.layer_weights) != len(term.student_taps):
-      raise UserError(
-        f"{path}: {len(term.layer_weights)} layer_weights for {len(term.student_taps)} layers",
-        "one for each pair",
-      )
+  if term.kind in (*schema.TOKEN_KINDS, "locality") and not term.student_taps:
+    raise UserError(f"{path}.student_taps is empty", "list some, e.g. student_taps=('block05/tokens',)")
+  if (
+    term.teacher_taps and len(term.student_taps) != len(term.teacher_taps) and term.kind in schema.TOKEN_KINDS
+  ):
+    raise UserError(
+      f"{path}: {len(term.student_taps)} student_taps and {len(term.teacher_taps)} teacher_taps",
+      "list as many of each, or no teacher_taps to pair layers by relative depth",
+    )
+  if term.layer_weights and len(term.layer_weights) != len(term.student_taps):
+    raise UserError(
+      f"{path}: {len(term.layer_weights)} layer_weights for {len(term.student_taps)} layers",
+      "one for each pair",
+    )
+  if term.kind == "locality" and len(term.targets) != len(term.student_taps):
+    raise UserError(
+      f"{path}: {len(term.targets)} targets for {len(term.student_taps)} layers",
+      "one distance for each layer",
+    )
 
 
 def to_json(config: ConfigDict) -> str:

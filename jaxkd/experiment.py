@@ -19,6 +19,7 @@ from jaxkd import data, models, optim, sharding, teachers
 from jaxkd.data import Dataset
 from jaxkd.errors import UserError
 from jaxkd.objective import Objective
+from jaxkd.targets import Owner
 from jaxkd.teachers import Teacher
 
 
@@ -40,13 +41,12 @@ class Experiment:
   mesh: Mesh
   steps: int
   steps_per_epoch: int
-  taps: tuple[dict, dict[str, dict]]  # shapes of the student's and each teacher's taps, for a batch of 2
 
   @functools.cached_property
   def signature(self) -> str:
     """The config but for its seed, the data and the teachers."""
     keys = {k: v for k, v in configs.flat(self.config).items() if k != "seed"}
-    digests = {name: (t.digest, t.view, t.size) for name, t in self.teachers.items()}
+    digests = {name: (t.digest, t.view, t.size, bool(t.bank)) for name, t in self.teachers.items()}
     return repr((keys, self.dataset.digest, digests, self.mesh))
 
   def __eq__(self, other: object) -> bool:
@@ -79,18 +79,30 @@ def build(config: ConfigDict) -> Experiment:
   per_epoch = data.steps_per_epoch(len(dataset.train), config.train.batch_size)
   steps = config.train.steps or math.ceil(config.train.epochs * per_epoch)
   schedule = optim.make_schedule(config.optim, steps=steps, steps_per_epoch=per_epoch)
-  objective = Objective(
-    config.terms,
-    steps_per_epoch=per_epoch,
-    special={"student": model.special_tokens, **{n: t.model.special_tokens for n, t in frozen.items()}},
-    views={"global": config.data.views.global_count, "local": config.data.views.local_count},
-  )
   tx = optim.make_optimizer(config.optim, schedule)
   taps = tap_shapes(model, frozen, dataset.image_shape)
-  objective.check(*taps)
-  return Experiment(
-    config, dataset, model, options, frozen, objective, tx, schedule, mesh, steps, per_epoch, taps
+  augment, views = config.data.augment, config.data.views
+  objective = Objective(
+    config.terms,
+    student=_owner("the student", model, taps[0]),
+    teachers={n: _owner(f"teacher '{n}'", t.model, taps[1][n]) for n, t in frozen.items()},
+    steps=steps,
+    steps_per_epoch=per_epoch,
+    views={"global": views.global_count, "local": views.local_count},
+    unmixed=frozenset(n for n, t in frozen.items() if t.view != "same"),
+    mixing=bool(augment.get("mixup", 0) or augment.get("cutmix", 0)),
   )
+  for term, _, target in objective.whitened():
+    if frozen[target.teacher].is_ema:
+      raise UserError(
+        f"terms.{term.name}.whiten: a fitted space must stand still, the student's own average moves",
+        "set whiten=false, or use a frozen teacher",
+      )
+  return Experiment(config, dataset, model, options, frozen, objective, tx, schedule, mesh, steps, per_epoch)
+
+
+def _owner(name: str, model: nn.Module, taps: dict) -> Owner:
+  return Owner(name, taps, model.special_tokens, model.num_layers, getattr(model, "grid", (1, 1)))
 
 
 def model_options(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
@@ -120,8 +132,8 @@ def tap_shapes(
       taps[name] = _abstract_taps(frozen[name].model, x)
     except ValueError as e:
       raise UserError(f"teachers.{name}: {e}", f"set --config.teachers.{name}.size to a size it takes") from e
-  return _abstract_taps(model, images), taps
+  return _abstract_taps(model, images, want=("attn",) if hasattr(model, "heads") else ()), taps
 
 
-def _abstract_taps(model: nn.Module, images) -> dict:
-  return jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0][1], images)
+def _abstract_taps(model: nn.Module, images, want: tuple[str, ...] = ()) -> dict:
+  return jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, want=want)[0][1], images)

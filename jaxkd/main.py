@@ -16,6 +16,8 @@ COMMANDS = {
   "evaluate": "a checkpoint on the sealed test split",
   "forensics": "compare checkpoints: curvature, attention, similarity; writes report.html",
   "study": "the whole experiment: teachers, matched students, seeds, statistics, report",
+  "bank": "build, check or list feature banks of frozen teachers",
+  "preview": "a picture grid of what student and teachers see",
   "inspect": "what a checkpoint or weights file holds, without building its model",
   "export": "a checkpoint to torch names, jax.export or ONNX, with a model card",
 }

@@ -12,50 +12,37 @@ SHAPES = ("constant", "linear", "cosine")
 
 
 def weight_schedule(
-  shape: str, *, start: float, end: float, begin_step: int, warmup_steps: int, steps: int
+  shape: str,
+  *,
+  start: float,
+  end: float,
+  begin_step: int,
+  warmup_steps: int,
+  steps: int,
+  before: float = 0.0,
 ) -> optax.Schedule:
-  """A staged term weight: 0 before `begin_step`, a linear rise to `start`, then a move to `end`.
+  """A staged term weight: `before` until `begin_step`, a linear rise to `start`, then a move to `end`.
 
-  The rise takes `warmup_steps`, is 0 at `begin_step` and `start` after them (0 steps: `start` at once). The
+  The rise takes `warmup_steps`, is `before` at `begin_step` and `start` after them (0 steps: `start` at once). The
   move goes from there to step `steps`, where it is `end` and holds: `constant` stays at `start` and ignores
   `end`, `linear` goes straight, `cosine` along half a wave. A run that is over by the end of the rise has no
   steps to move in and stays at `start`. Joints are exact. Steps may be Python or traced integers.
+
+  Labels beside a teacher that warms up (DeiT from a CNN) have `before=1` and the teacher's `begin_step`.
 
   Raises:
     ValueError: the shape is unknown, a weight is not finite, or a number of steps is negative.
   """
   _check(shape, start=start, end=end, begin_step=begin_step, warmup_steps=warmup_steps, steps=steps)
+  if not math.isfinite(before):
+    raise ValueError(f"schedule weights must be finite, got before {before}")
   risen = begin_step + warmup_steps
   move = _move(shape, start=start, end=end, begin=risen, steps=steps)
 
   def schedule(step):
     step = jnp.asarray(step)
-    rise = start * ((step - begin_step).astype(jnp.float32) / max(warmup_steps, 1))
-    return jnp.where(step < begin_step, 0.0, jnp.where(step < risen, rise, move(step)))
-
-  return schedule
-
-
-def label_weight_schedule(
-  shape: str, *, start: float, end: float, warmup_steps: int, steps: int
-) -> optax.Schedule:
-  """Weight of the labels beside a teacher that gets the rest of 1: 1 during the teacher's warm-up, then a move.
-
-  1 before step `warmup_steps`, there `start`, and from there to `end` at step `steps`, by `shape` as in
-  `weight_schedule`.
-
-  Raises:
-    ValueError: the shape is unknown, a weight is outside [0, 1], or a number of steps is negative.
-  """
-  _check(shape, start=start, end=end, warmup_steps=warmup_steps, steps=steps)
-  for name, weight in (("start", start), ("end", end)):
-    if not 0.0 <= weight <= 1.0:
-      raise ValueError(f"label_weight_schedule: {name} is {weight}; a share of 1 must be in [0, 1]")
-  move = _move(shape, start=start, end=end, begin=warmup_steps, steps=steps)
-
-  def schedule(step):
-    step = jnp.asarray(step)
-    return jnp.where(step < warmup_steps, 1.0, move(step))
+    rise = before + (start - before) * ((step - begin_step).astype(jnp.float32) / max(warmup_steps, 1))
+    return jnp.where(step < begin_step, before, jnp.where(step < risen, rise, move(step)))
 
   return schedule
 

@@ -39,6 +39,9 @@ class Free:
 
 HEADS = ("logits/cls", "logits/dist", "logits")
 VIEWS = ("aligned", "clean", "same")
+# "_color" has the photometric operations only; the others rotate, shear and shift as well (jaxkd.data.policies).
+POLICIES = ("autoaugment", "autoaugment_svhn", "autoaugment_imagenet", "randaugment", "trivialaugment")
+COLOR_POLICIES = tuple(f"{name}_color" for name in POLICIES)
 # Digits and letters; and shapes whose mirrored texture is another class's.
 NOT_MIRRORED = ("digits", "mnist", "mnist_json", "kmnist", "svhn", "idx", "synthetic_shapes")
 
@@ -66,11 +69,43 @@ DATA = {
     0.5, "`synthetic_shapes`: how often the arrangement is displaced as a whole", low=0.0, high=1.0
   ),
   "augment": {
+    "geometries": Field(
+      0, "fixed geometries per training image, as a feature bank needs; 0 is fresh ones", low=0
+    ),
     "crop": Field(0, "geometry: pad by so many pixels, then crop at random", low=0),
     "flip": Field(False, "geometry: mirror left-right with probability 1/2 (not for digits)"),
+    "rotation": Field(0.0, "geometry: degrees drawn from [-x, x]", low=0.0, high=180.0),
+    "translate": Field(0.0, "geometry: shift of up to x of the side, in whole pixels", low=0.0, high=1.0),
+    "scale": Field((1.0, 1.0), "geometry: range of magnifications about the centre; (1, 1) is none"),
+    "shear": Field(0.0, "geometry: horizontal, degrees drawn from [-x, x]", low=0.0, high=80.0),
+    "policy": Field(
+      "none",
+      "operations drawn for each image, see jaxkd.data.policies",
+      choices=("none", *POLICIES, *COLOR_POLICIES),
+    ),
+    "policy_count": Field(2, "`randaugment`: operations per image", low=1, high=8),
+    "policy_magnitude": Field(9, "`randaugment`: strength, 0 to 30", low=0, high=30),
     "brightness": Field(0.0, "photometry: factor drawn from [1-x, 1+x]", low=0.0, high=1.0),
     "contrast": Field(0.0, "photometry: factor drawn from [1-x, 1+x]", low=0.0, high=1.0),
+    "saturation": Field(
+      0.0, "photometry: factor drawn from [1-x, 1+x]; grey images have none", low=0.0, high=1.0
+    ),
+    "hue": Field(0.0, "photometry: turn drawn from [-x, x]; grey images have none", low=0.0, high=0.5),
+    "grayscale": Field(0.0, "photometry: probability of losing colour", low=0.0, high=1.0),
+    "blur": Field(
+      0.0, "photometry: probability of a Gaussian blur, sigma 0.1 to 2 pixels", low=0.0, high=1.0
+    ),
+    "solarize": Field(0.0, "photometry: probability of inverting the brighter half", low=0.0, high=1.0),
+    "erase": Field(
+      0.0,
+      "photometry: probability of one rectangle (2 to 33 % of the area) set to the mean",
+      low=0.0,
+      high=1.0,
+    ),
     "cutout": Field(0, "photometry: side in pixels of one square set to the mean", low=0),
+    "mixup": Field(0.0, "MixUp with shares from Beta(x, x); 0 is none", low=0.0, high=100.0),
+    "cutmix": Field(0.0, "CutMix with areas from Beta(x, x); 0 is none", low=0.0, high=100.0),
+    "mix_per_sample": Field(False, "one share for each image instead of one for the batch"),
   },
   "views": {
     "global_count": Field(1, "views per image of the full size", low=1, high=4),
@@ -88,6 +123,7 @@ TEACHER = {
   ),
   "model": Free({"name": Field("", "name and options of the model of a weights file")}),
   "sha256": Field("", "refuse other weights (8 or more digits)"),
+  "bank": Field("", "folder of its feature bank, built on first use; empty is a live teacher"),
   "size": Field(0, "side in pixels to which its images are resized; 0 is its own rule", low=0, high=4096),
   "view": Field(
     "aligned", "what it sees: same geometry / un-augmented / exactly the student's image", choices=VIEWS
@@ -97,11 +133,21 @@ TEACHER = {
 TERM = {
   "kind": Field("cross_entropy", "the loss (see the table of kinds)"),
   "weight": Field(1.0, "weight in the total loss", low=0.0),
-  "start_epoch": Field(0.0, "epochs with weight 0 before it", low=0.0),
+  "initial_weight": Field(0.0, "weight before `start_epoch`", low=0.0),
+  "start_epoch": Field(0.0, "epochs before the term starts", low=0.0),
   "warmup_epochs": Field(0.0, "epochs of a linear rise to `weight` after that", low=0.0),
+  "schedule": Field(
+    "constant",
+    "from `weight` to `end_weight` over the rest of the run",
+    choices=("constant", "linear", "cosine"),
+  ),
+  "end_weight": Field(0.0, "weight at the last step (`schedule` linear or cosine)", low=0.0),
   "teacher": Field("", "name of the teacher whose taps are the target"),
+  "ensemble": Field((), "further teachers, averaged with it in probability space (terms on logits)"),
   "student_taps": Field((), "the student's tap names"),
-  "teacher_taps": Field((), "the teacher's tap names, one for each of the student's"),
+  "teacher_taps": Field(
+    (), "the teacher's, one for each of the student's; empty pairs layers by relative depth"
+  ),
   "layer_weights": Field((), "weight of each pair of taps; empty means equal weights with sum 1"),
   "head": Field("none", "student-side projection", choices=("none", "linear", "mlp")),
 }
@@ -111,7 +157,24 @@ KINDS = {
   "cross_entropy": {"smoothing": Field(0.0, "label smoothing", low=0.0, high=0.999)},
   "soft_kd": {"temperature": Field(4.0, "softmax temperature", above=0.0)},
   "hard_kd": {},
-  "token_cosine": {"metric": Field("cosine", "distance of two tokens", choices=("cosine", "mse"))},
+  "dkd": {
+    "alpha": Field(1.0, "weight of the target class's part", low=0.0),
+    "beta": Field(8.0, "weight of the other classes' part", low=0.0),
+    "temperature": Field(4.0, "softmax temperature", above=0.0),
+  },
+  "dist": {
+    "beta": Field(1.0, "weight of the correlation over classes", low=0.0),
+    "gamma": Field(1.0, "weight of the correlation over samples", low=0.0),
+    "temperature": Field(1.0, "softmax temperature", above=0.0),
+  },
+  "ofa": {
+    "epsilon": Field(1.0, "exponent that enhances the target class", above=0.0),
+    "temperature": Field(1.0, "softmax temperature", above=0.0),
+  },
+  "token_cosine": {
+    "metric": Field("cosine", "distance of two tokens", choices=("cosine", "mse")),
+    "whiten": Field(False, "whiten the teacher's space, fitted once on training images"),
+  },
   "correlation": {
     "temperature": Field(0.1, "softmax temperature of a row of similarities", above=0.0),
     "direction": Field("student||teacher", "KL", choices=("student||teacher", "teacher||student")),
@@ -125,6 +188,16 @@ KINDS = {
     "over": Field("tokens", "rows of the Gram matrix", choices=("tokens", "samples")),
   },
   "gram": {"published": Field(False, "scale by n^2 as published, which makes the term inert")},
+  "rkd": {
+    "distance_weight": Field(25.0, "weight of the distances between samples", low=0.0),
+    "angle_weight": Field(50.0, "weight of the angles between samples", low=0.0),
+  },
+  "attention_transfer": {},
+  "similarity_preserving": {},
+  "locality": {
+    "targets": Field((), "attention distance wanted of each of `student_taps` (blockNN/attn)"),
+    "relative": Field(True, "targets are shares of uniform attention's distance; else patches"),
+  },
   "dino": {
     "prototypes": Field(256, "output size of the prototype head", low=2),
     "hidden": Field(256, "width of the head's hidden layers", low=1),
@@ -136,22 +209,64 @@ KINDS = {
     "center_momentum": Field(0.9, "momentum of the running centre", low=0.0, high=1.0),
   },
 }
-LABEL_KINDS = ("cross_entropy",)
-LOGIT_KINDS = ("soft_kd", "hard_kd")
-TOKEN_KINDS = ("token_cosine", "correlation", "cka", "gram")
+LABEL_KINDS = ("cross_entropy", "locality")  # these need no teacher
+LOGIT_KINDS = ("soft_kd", "hard_kd", "dkd", "dist", "ofa")
+TOKEN_KINDS = (
+  "token_cosine",
+  "correlation",
+  "cka",
+  "gram",
+  "rkd",
+  "attention_transfer",
+  "similarity_preserving",
+)
 
 OPTIM = {
-  "name": Field("adamw", "optimiser", choices=("adamw", "sgd")),
+  "name": Field("adamw", "optimiser", choices=("adamw", "adam", "sgd", "rmsprop", "lion", "muon")),
   "lr": Field(1e-3, "peak learning rate", above=0.0, high=100.0),
-  "schedule": Field("cosine", "after the warm-up", choices=("cosine", "constant")),
+  "lr_scaling": Field(
+    "none", "`lr` times images per update / `lr_base_batch`, or its root", choices=("none", "linear", "sqrt")
+  ),
+  "lr_base_batch": Field(256, "images per update for which `lr` is given", low=1),
+  "schedule": Field(
+    "cosine",
+    "after the warm-up (docs/schedules.md)",
+    choices=("cosine", "constant", "linear", "step", "exponential", "one_cycle", "cyclic"),
+  ),
   "warmup_epochs": Field(1.0, "epochs of linear warm-up", low=0.0),
-  "final_lr": Field(0.0, "cosine's last learning rate as a share of `lr`", low=0.0, high=1.0),
-  "weight_decay": Field(0.05, "decoupled weight decay", low=0.0, high=1.0),
+  "final_lr": Field(
+    0.0, "cosine, linear, one_cycle: the last learning rate as a share of `lr`", low=0.0, high=1.0
+  ),
+  "initial_lr": Field(
+    0.04, "one_cycle: the first, cyclic: the lowest learning rate as a share of `lr`", low=0.0, high=1.0
+  ),
+  "milestones": Field((), "step: epochs since the start of training at which the learning rate drops"),
+  "milestone_gamma": Field(0.1, "step: factor at each milestone", above=0.0, high=1.0),
+  "epoch_gamma": Field(0.95, "exponential: factor per epoch", above=0.0, high=1.0),
+  "rise": Field(0.3, "one_cycle: share of the updates in which it rises", above=0.0, high=0.99),
+  "cycle_epochs": Field(10.0, "cyclic: epochs of one triangle, up and down", above=0.0),
+  "weight_decay": Field(
+    0.05,
+    "decoupled (adamw, lion, muon) or added to the gradient (adam, sgd, rmsprop), as torch",
+    low=0.0,
+    high=1.0,
+  ),
   "decay_all": Field(False, "also decay biases, norms, tokens and positions"),
-  "momentum": Field(0.9, "sgd: Nesterov momentum", low=0.0, high=0.9999),
-  "beta1": Field(0.9, "adamw", low=0.0, high=0.9999),
-  "beta2": Field(0.999, "adamw", low=0.0, high=0.99999),
-  "clip": Field(1.0, "limit of the global gradient norm; 0 is none", low=0.0),
+  "layer_decay": Field(1.0, "factor of the learning rate per block below the head", above=0.0, high=1.0),
+  "freeze": Field((), "regular expressions: model parameters whose whole path matches stay as they are"),
+  "accumulate": Field(1, "steps (each of train.batch_size images) whose mean gradient is one update", low=1),
+  "momentum": Field(0.9, "sgd", low=0.0, high=0.9999),
+  "nesterov": Field(True, "sgd: Nesterov's momentum instead of the plain one"),
+  "beta1": Field(0.9, "adam, adamw, lion, muon's AdamW", low=0.0, high=0.9999),
+  "beta2": Field(0.999, "adam, adamw, muon's AdamW", low=0.0, high=0.99999),
+  "eps": Field(1e-8, "adam, adamw, rmsprop, muon's AdamW: added to the root, not under it", above=0.0),
+  "rmsprop_decay": Field(0.99, "decay of the mean square of the gradient", low=0.0, high=0.99999),
+  "rmsprop_momentum": Field(0.0, "momentum of the scaled gradient", low=0.0, high=0.9999),
+  "lion_beta2": Field(0.99, "decay of the momentum", low=0.0, high=0.99999),
+  "muon_momentum": Field(
+    0.95, "Nesterov momentum of the kernels that are orthogonalised", low=0.0, high=0.9999
+  ),
+  "clip": Field(1.0, "limit of the global norm of the trained parameters' gradient; 0 is none", low=0.0),
 }
 
 TRAIN = {
@@ -173,6 +288,12 @@ RUN = {
   "train": TRAIN,
   "precision": {
     "compute": Field("float32", "dtype of the forward and backward pass", choices=("float32", "bfloat16")),
+  },
+  "bank": {
+    "dtype": Field("bfloat16", "of stored features", choices=("bfloat16", "float32")),
+    "place": Field("auto", "device memory, or mapped from disk", choices=("auto", "device", "disk")),
+    "device_gib": Field(16.0, "`auto` keeps banks up to this size on each device", low=0.0),
+    "batch_size": Field(64, "images per teacher call while building", low=1),
   },
   "sharding": {
     "fsdp": Field(1, "devices over which parameters are split", low=1),

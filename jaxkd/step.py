@@ -8,15 +8,21 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
-from jaxkd import data, sharding
+from jaxkd import bank as bank_of
+from jaxkd import data, losses, sharding
+from jaxkd.bank import Bank
+from jaxkd.data.augment import sample_boxes
 from jaxkd.experiment import Experiment
-from jaxkd.teachers import Taps, normalize
+from jaxkd.targets import Taps
+from jaxkd.teachers import normalize
 
 # Streams of randomness under a run's seed.
 MODEL, HEADS, STEPS = range(3)
+WHITENING_IMAGES = 256  # from which a teacher's space is fitted
 
 
 @struct.dataclass
@@ -38,7 +44,7 @@ def init_state(experiment: Experiment) -> TrainState:
   variables = dict(
     _model_init(experiment.model, experiment.dataset.image_shape)(jax.random.fold_in(key, MODEL))
   )
-  heads, terms = _once(lambda k: objective.init(k, *experiment.taps))(jax.random.fold_in(key, HEADS))
+  heads, terms = _once(objective.init)(jax.random.fold_in(key, HEADS))
   params = {"model": variables.pop("params"), "heads": heads}
   ema = (
     jax.tree.map(jnp.copy, params) if experiment.uses_ema else {}
@@ -68,28 +74,84 @@ def place(experiment: Experiment, state: TrainState) -> TrainState:
   return sharding.put(state, sharding.state_shardings(state, experiment.mesh))
 
 
-def frozen_inputs(experiment: Experiment) -> dict[str, Any]:
-  """What every step reads and none changes: seed, training images on the device, teachers' variables."""
-  train = experiment.dataset.train
+Batch = dict[
+  str, Any
+]  # "index" [b] int32; with fixed geometries "geometry" [v*b] int32; "features" of banks on disk
+
+
+def frozen_inputs(experiment: Experiment, banks: dict[str, Bank] | None = None) -> dict[str, Any]:
+  """What every step reads and none changes: seed, training images, teachers or their banks, on the device."""
+  train, banks = experiment.dataset.train, banks or {}
   tree = {
     "images": train.images,
     "labels": train.labels,
-    "teachers": {n: t.variables for n, t in experiment.teachers.items() if not t.is_ema},
+    "boxes": bank_of.fixed_boxes(experiment),
+    "teachers": {n: t.variables for n, t in experiment.teachers.items() if not t.is_ema and n not in banks},
+    "banks": {n: b.arrays for n, b in banks.items() if bank_of.place(experiment, b) == "device"},
+    "whitening": fit_whitenings(experiment, banks),
   }
   everywhere = sharding.replicated(experiment.mesh)
   arrays = sharding.put(tree, jax.tree.map(lambda _: everywhere, tree))
   return {**arrays, "key": jax.device_put(seed_key(experiment), everywhere)}
 
 
+def make_batch(experiment: Experiment, step: int, banks: dict[str, Bank] | None = None) -> Batch:
+  """What step `step` (0-based) reads besides: which images, which of their geometries, features kept on disk."""
+  config, train = experiment.config, experiment.dataset.train
+  size, geometries = config.train.batch_size, config.data.augment.geometries
+  index = data.batch_indices(step, examples=len(train), batch_size=size, seed=config.seed)
+  batch: Batch = {"index": index}
+  if geometries:
+    count = size * config.data.views.global_count
+    batch["geometry"] = data.geometry_indices(step, count=count, geometries=geometries, seed=config.seed)
+  on_disk = {n: b for n, b in (banks or {}).items() if bank_of.place(experiment, b) == "disk"}
+  if on_disk:
+    tiled = np.tile(index, config.data.views.global_count)
+    geometry = batch.get("geometry", np.zeros_like(tiled))
+    batch["features"] = {n: b.rows(tiled, geometry) for n, b in on_disk.items()}
+  return batch
+
+
+def fit_whitenings(experiment: Experiment, banks: dict[str, Bank]) -> dict[str, Any]:
+  """Whitening maps (mean, matrix) by term and layer, fitted on the first training images' teacher features."""
+  found: dict[str, Any] = {}
+  cache: dict[str, dict[str, np.ndarray]] = {}
+  for term, layer, target in experiment.objective.whitened():
+    name = target.teacher
+    if name not in cache:
+      cache[name] = _sample_targets(experiment, name, banks.get(name))
+    rows = cache[name][target.key].astype(np.float32).reshape(-1, cache[name][target.key].shape[-1])
+    space = np.asarray(losses.normalize_tokens(jnp.asarray(rows)))
+    found.setdefault(term.name, {})[f"layer{layer}"] = tuple(map(np.asarray, losses.fit_whitening(space)))
+  return found
+
+
+def _sample_targets(experiment: Experiment, name: str, bank: Bank | None) -> dict[str, np.ndarray]:
+  """A teacher's targets for the first training images, in their first geometry where those are fixed."""
+  train = experiment.dataset.train
+  index = np.arange(min(WHITENING_IMAGES, len(train)))
+  if bank is not None:
+    return bank.rows(index, np.zeros_like(index))
+  boxes, source = bank_of.fixed_boxes(experiment), jnp.asarray(train.images[index], jnp.float32) / 255
+  images = source if boxes is None else sample_boxes(source, jnp.asarray(boxes[index, 0]), source.shape[1])
+  teacher = experiment.teachers[name]
+  variables = teacher.variables
+
+  def make(variables, x):
+    return experiment.objective.make_targets(name, teacher(variables, {teacher.view: x}))
+
+  return jax.device_get(_once(make)(variables, images))
+
+
 @functools.lru_cache(maxsize=16)
 def make_train_step(experiment: Experiment):
-  """`step(state, index [b] int32, frozen) -> (state, metrics)`, jitted over the mesh, `state` donated.
+  """`step(state, batch, frozen) -> (state, metrics)`, jitted over the mesh, `state` donated.
 
   One compiled program serves all seeds of an experiment in this process.
   """
 
-  def step(state: TrainState, index, frozen):
-    loss_fn = loss_function(experiment, state, index, frozen)
+  def step(state: TrainState, batch: Batch, frozen):
+    loss_fn = loss_function(experiment, state, batch, frozen)
     (total, aux), grads = jax.value_and_grad(_total(loss_fn), has_aux=True)(state.params)
     new, norm = _update(experiment, state, grads, aux)
     finite = jnp.isfinite(total) & jnp.isfinite(norm)
@@ -105,10 +167,10 @@ def make_train_step(experiment: Experiment):
 
 @functools.lru_cache(maxsize=16)
 def make_gradient_shares(experiment: Experiment):
-  """`shares(state, index, frozen) -> {term: norm}`: each weighted term's own gradient norm over all parameters."""
+  """`shares(state, batch, frozen) -> {term: norm}`: each weighted term's own gradient norm over all parameters."""
 
-  def shares(state: TrainState, index, frozen):
-    loss_fn = loss_function(experiment, state, index, frozen)
+  def shares(state: TrainState, batch: Batch, frozen):
+    loss_fn = loss_function(experiment, state, batch, frozen)
     names = [term.name for term in experiment.objective.terms]
     values, pull = jax.vjp(lambda p: jnp.stack([loss_fn(p)[0][n] for n in names]), state.params)
     norms = jax.vmap(lambda cotangent: optax.tree.norm(pull(cotangent)[0]))(
@@ -127,12 +189,12 @@ def _total(loss_fn):
   return total
 
 
-def loss_function(experiment: Experiment, state: TrainState, index, frozen):
+def loss_function(experiment: Experiment, state: TrainState, batch: Batch, frozen):
   """`params -> ({term: weighted value}, {"logged", "stats", "terms"})` of this batch."""
   key = jax.random.fold_in(jax.random.fold_in(frozen["key"], STEPS), state.step)
   k_views, k_dropout = jax.random.split(key)
-  views, labels = _views(experiment, index, frozen, k_views)
-  targets = {n: t(_variables(t, state, frozen), views) for n, t in experiment.teachers.items()}
+  views, labels = _views(experiment, batch, frozen, k_views)
+  targets = {n: _targets(experiment, n, state, batch, frozen, views) for n in experiment.teachers}
 
   def loss_fn(params):
     taps, stats = _student_taps(experiment, params["model"], state.stats, views, k_dropout)
@@ -144,6 +206,8 @@ def loss_function(experiment: Experiment, state: TrainState, index, frozen):
       ema_heads=state.ema.get("heads", {}),
       state=state.terms,
       step=state.step,
+      mix=views.get("mix"),
+      whitening=frozen["whitening"],
     )
     if taps["logits/cls"].shape[-1] == len(experiment.dataset.class_names):
       logged["accuracy"] = (taps["logits/cls"].argmax(-1) == labels).mean()
@@ -152,19 +216,37 @@ def loss_function(experiment: Experiment, state: TrainState, index, frozen):
   return loss_fn
 
 
-def _views(experiment: Experiment, index, frozen, key):
+def _views(experiment: Experiment, batch: Batch, frozen, key):
   options = experiment.config.data
   # The gather reads replicated arrays; a split index splits its result over the devices.
-  index = jax.lax.with_sharding_constraint(index, sharding.batch_sharding(experiment.mesh))
+  index = jax.lax.with_sharding_constraint(batch["index"], sharding.batch_sharding(experiment.mesh))
   images, labels = frozen["images"][index], frozen["labels"][index]
+  count = options.views.global_count
+  fixed = {}
+  if options.augment.geometries:
+    fixed = {"boxes": frozen["boxes"][jnp.tile(index, count), batch["geometry"]]}
   views = data.make_views(
     images,
     key,
     mean=experiment.dataset.mean,
     augment=options.augment.to_dict(),
     views=options.views.to_dict(),
+    **fixed,
   )
-  return views, jnp.tile(labels, options.views.global_count)
+  return views, jnp.tile(labels, count)
+
+
+def _targets(experiment: Experiment, name: str, state: TrainState, batch: Batch, frozen, views) -> Taps:
+  """What the terms take from teacher `name`: from its bank, or computed from its view."""
+  if name in batch.get("features", {}):
+    return batch["features"][name]
+  if name in frozen["banks"]:
+    index = jnp.tile(batch["index"], experiment.config.data.views.global_count)
+    bank = frozen["banks"][name]
+    clean = experiment.teachers[name].view == "clean"
+    return {key: a[index, 0 if clean else batch["geometry"]] for key, a in bank.items()}
+  teacher = experiment.teachers[name]
+  return experiment.objective.make_targets(name, teacher(_variables(teacher, state, frozen), views))
 
 
 def _variables(teacher, state: TrainState, frozen):
@@ -174,14 +256,14 @@ def _variables(teacher, state: TrainState, frozen):
 def _student_taps(experiment: Experiment, params, stats, views, key):
   """Taps of the student's view, and of the small crops under the prefix `local/`."""
   taps: Taps = {}
-  new_stats = stats
+  new_stats, want = stats, experiment.objective.wanted()
   for i, (view, prefix) in enumerate((("student", ""), ("local", "local/"))):
     if view not in views:
       continue
     x = normalize(views[view], experiment.dataset.mean, experiment.dataset.std)
     rngs = {"dropout": jax.random.fold_in(key, i)}
     (_, found), new_stats = experiment.model.apply(
-      {"params": params, **new_stats}, x, train=True, rngs=rngs, mutable=list(stats)
+      {"params": params, **new_stats}, x, train=True, rngs=rngs, mutable=list(stats), want=want
     )
     taps |= {prefix + name: tap for name, tap in found.items()}
   return taps, dict(new_stats)

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from jaxkd import config as configs
 from jaxkd import data, schema
 from jaxkd.analysis import Comparison, compare, mean_interval, smallest_detectable, verdict
+from jaxkd.diagnosis import INERT_SHARE, gradient_share
 
 SCHEMA = "jaxkd.study/1"
 QUESTION = (
@@ -78,7 +79,6 @@ METRICS: list[dict[str, Any]] = [
     "higher_is": "better",
   },
 ]
-INERT_SHARE = 0.01  # of the sum of the terms' gradient norms
 
 
 def summarize(
@@ -294,8 +294,5 @@ def _shares(seeds: list[list[dict[str, float]]], name: str) -> list[float | None
     if f"gradient/{name}" not in rows[0]:
       out.append(None)
       continue
-    totals = [sum(v for k, v in row.items() if k.startswith("gradient/")) for row in rows]
-    out.append(
-      float(np.mean([r[f"gradient/{name}"] / max(t, 1e-30) for r, t in zip(rows, totals, strict=True)]))
-    )
+    out.append(float(np.mean([gradient_share(row, name) for row in rows])))
   return out

@@ -25,7 +25,7 @@ class Teacher:
 
   Attributes:
     view: which images it sees. size: side to which they are resized, 0 for as they are.
-    mean, std: of its own normalisation, per channel. digest: of its weights.
+    mean, std: of its own normalisation, per channel. digest: of its weights. bank: folder of its features, or "".
   """
 
   name: str
@@ -36,6 +36,7 @@ class Teacher:
   std: tuple[float, ...]
   digest: str
   size: int = 0
+  bank: str = ""
 
   @property
   def is_ema(self) -> bool:
@@ -80,7 +81,7 @@ def load_teachers(config, student: nn.Module, dataset) -> dict[str, Teacher]:
 
 def _load(name: str, options, student: nn.Module, dataset, *, classes: bool, dtype: str) -> Teacher:
   if options.weights == "ema":
-    return Teacher(name, student, None, options.view, dataset.mean, dataset.std, "ema")
+    return Teacher(name, student, None, options.view, dataset.mean, dataset.std, "ema", bank=options.bank)
   variables, meta, digest = _open(options)
   size = options.size or meta.get("input_size", 0)
   _check_images(f"teachers.{name}", meta, dataset, size)
@@ -88,7 +89,7 @@ def _load(name: str, options, student: nn.Module, dataset, *, classes: bool, dty
     _check_classes(f"teachers.{name} ({options.weights})", meta, dataset)
   model = models.create(**{**meta["model"], "dtype": dtype})
   mean, std = tuple(meta["mean"]), tuple(meta["std"])
-  return Teacher(name, model, variables, options.view, mean, std, digest, size)
+  return Teacher(name, model, variables, options.view, mean, std, digest, size, options.bank)
 
 
 def _open(options) -> tuple[Any, dict[str, Any], str]:

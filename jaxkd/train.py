@@ -11,16 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import data, evaluation, files, run_folder
+from jaxkd import diagnosis, evaluation, files, run_folder
+from jaxkd.bank import open_bank
 from jaxkd.checkpoint import Checkpoints
 from jaxkd.errors import Interrupted, JaxkdError, NumericFailure, Preempted
 from jaxkd.experiment import Experiment, build
 from jaxkd.metrics import MetricLog, ProgressLine
 from jaxkd.signals import Signals
-from jaxkd.step import TrainState, frozen_inputs, init_state, make_gradient_shares, make_train_step, place
+from jaxkd.step import (
+  TrainState,
+  frozen_inputs,
+  init_state,
+  make_batch,
+  make_gradient_shares,
+  make_train_step,
+  place,
+)
 
 log = logging.getLogger("jaxkd")
 # DINO's signs of collapse, after the first tenth of the run: equal features; every output uniform (entropy of a
@@ -60,6 +68,7 @@ class _Loop:
   def __init__(self, experiment: Experiment, folder: Path, label: str):
     self.experiment, self.folder, self.label = experiment, folder, label
     self.config, self.total = experiment.config, experiment.steps
+    self.banks = {n: open_bank(experiment, n) for n, t in experiment.teachers.items() if t.bank}
     metric = self.config.eval.metric
     tracked = None if metric == "none" else f"validation/{metric}"
     self.checkpoints = Checkpoints(folder / "checkpoints", keep=self.config.checkpoint.keep, metric=tracked)
@@ -72,6 +81,7 @@ class _Loop:
     self.metrics = MetricLog(folder, resume_step=self.start)
     self.pending: tuple[int, dict[str, Any]] | None = None
     self.row: dict[str, float] = {}
+    self.warned: set[tuple[str, str]] = set()
     self.clock = (self.start, time.monotonic())
 
   def run(self) -> Result:
@@ -89,12 +99,12 @@ class _Loop:
       self.checkpoints.close()
 
   def _steps(self, signals: Signals) -> None:
-    train_step, frozen = make_train_step(self.experiment), frozen_inputs(self.experiment)
+    train_step, frozen = make_train_step(self.experiment), frozen_inputs(self.experiment, self.banks)
     shares = make_gradient_shares(self.experiment) if len(self.config.terms) > 1 else None
     for step in range(self.start, self.total):
-      index, done = self._index(step), step + 1
-      extra = shares(self.state, index, frozen) if shares and self._measures_shares(done) else {}
-      self.state, metrics = train_step(self.state, index, frozen)
+      batch, done = make_batch(self.experiment, step, self.banks), step + 1
+      extra = shares(self.state, batch, frozen) if shares and self._measures_shares(done) else {}
+      self.state, metrics = train_step(self.state, batch, frozen)
       self._flush()
       if self._logs(done):
         found = self._validate() if self._evaluates(done) else {}
@@ -105,12 +115,6 @@ class _Loop:
       if signals.received and done < self.total:
         self._stop(done, signals.received)
     self._flush()
-
-  def _index(self, step: int) -> np.ndarray:
-    examples = len(self.experiment.dataset.train)
-    return data.batch_indices(
-      step, examples=examples, batch_size=self.config.train.batch_size, seed=self.config.seed
-    )
 
   def _due(self, done: int, epochs: float) -> bool:
     return done == self.total or done % self.experiment.every(epochs) == 0
@@ -143,6 +147,10 @@ class _Loop:
     }
     self._guard()
     self.metrics.write(self.row)
+    for key, message in diagnosis.warnings(self.row).items():
+      if key not in self.warned:
+        self.warned.add(key)
+        log.warning(message)
     notes = {k.split("/")[-1]: v for k, v in self.row.items() if k == "loss" or k.startswith("validation/")}
     text = " ".join(f"{k} {v:.4f}" for k, v in notes.items())
     log.info("step %d %s", step, text)

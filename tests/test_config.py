@@ -135,9 +135,21 @@ def test_cross_field_rules(raw, message):
 
 
 def test_tap_lists_must_match():
-  term = {"kind": "cka", "teacher": "cnn", "student_taps": ("block00/tokens",), "teacher_taps": ()}
-  with pytest.raises(UserError, match="1 student_taps and 0 teacher_taps"):
+  term = {
+    "kind": "cka",
+    "teacher": "cnn",
+    "student_taps": ("block00/tokens",),
+    "teacher_taps": ("stage0", "stage1"),
+  }
+  with pytest.raises(UserError, match="1 student_taps and 2 teacher_taps"):
     validated(kd_config() | {"terms": {"cka": term}})
+  with pytest.raises(UserError, match="student_taps is empty"):
+    validated(kd_config() | {"terms": {"cka": term | {"student_taps": ()}}})
+  with pytest.raises(UserError, match="2 targets for 1 layers"):
+    knob = {"kind": "locality", "student_taps": ("block00/attn",), "targets": (0.5, 0.7)}
+    validated(kd_config() | {"terms": {"knob": knob}})
+  with pytest.raises(UserError, match="'dog' is no teacher of a term on logits"):
+    validated(kd_config() | {"terms": {"kd": {"kind": "soft_kd", "teacher": "cnn", "ensemble": ("dog",)}}})
 
 
 def test_an_unknown_loss_is_named():

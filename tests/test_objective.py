@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from jaxkd import step
+from jaxkd import schema, step
 from jaxkd.errors import UserError
 from jaxkd.experiment import build
-from jaxkd.objective import Objective, spatial
+from jaxkd.objective import Objective
 from jaxkd.step import frozen_inputs, init_state, make_gradient_shares, make_train_step
+from jaxkd.targets import Owner, Target, at_same_depth, spatial
 from jaxkd.teachers import Teacher
+from jaxkd.terms import Inputs, Term
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -39,10 +42,13 @@ def with_twin(config, view):
     experiment.dataset.std,
     "",
   )
+  student = experiment.objective.student
   objective = Objective(
     {"tokens": _term()},
+    student=student,
+    teachers={"twin": dataclasses.replace(student, name="teacher 'twin'")},
+    steps=experiment.steps,
     steps_per_epoch=experiment.steps_per_epoch,
-    special={"student": 2, "twin": 2},
     views={"global": 1, "local": 0},
   )
   return dataclasses.replace(experiment, teachers={"twin": twin}, objective=objective)
@@ -56,9 +62,9 @@ def _term():
 def token_loss(view, augment):
   experiment = with_twin(tiny.config(data={"augment": augment}), view)
   state, frozen = init_state(experiment), frozen_inputs(experiment)
-  index = np.arange(16, dtype=np.int32)
+  batch = {"index": np.arange(16, dtype=np.int32)}
   logged = jax.jit(lambda s, i, f: step.loss_function(experiment, s, i, f)(s.params)[1]["logged"])
-  return float(logged(state, index, frozen)["loss/tokens"])
+  return float(logged(state, batch, frozen)["loss/tokens"])
 
 
 @pytest.mark.parametrize(
@@ -84,16 +90,18 @@ def test_photometry_reaches_the_student_only_under_aligned():
 
 
 def weights_of(term, steps):
-  config = tiny.config(terms={"ce": tiny.CE | term})
-  objective = Objective(config.terms, steps_per_epoch=10, special={}, views={"global": 1, "local": 0})
-  return [float(objective.terms[0].weight(s)) for s in steps]
+  experiment = build(tiny.config(terms={"ce": tiny.CE | term}, train={"steps": 40}))
+  assert experiment.steps_per_epoch == 4
+  return [float(experiment.objective.terms[0].weight(s)) for s in steps]
 
 
 def test_weight_schedules():
   assert weights_of({"weight": 0.5}, [0, 99]) == [0.5, 0.5]
-  assert weights_of({"weight": 0.5, "start_epoch": 2.0}, [19, 20]) == [0.0, 0.5]
-  ramp = weights_of({"weight": 0.5, "start_epoch": 1.0, "warmup_epochs": 1.0}, [9, 10, 15, 20, 50])
+  assert weights_of({"weight": 0.5, "start_epoch": 2.0}, [7, 8]) == [0.0, 0.5]
+  ramp = weights_of({"weight": 0.5, "start_epoch": 1.0, "warmup_epochs": 1.0}, [3, 4, 6, 8, 50])
   assert ramp == pytest.approx([0.0, 0.0, 0.25, 0.5, 0.5])
+  labels = {"initial_weight": 1.0, "start_epoch": 2.0, "weight": 1.0, "schedule": "cosine", "end_weight": 0.4}
+  assert weights_of(labels, [0, 8, 24, 40]) == pytest.approx([1.0, 1.0, 0.7, 0.4])
 
 
 def test_spatial_drops_special_tokens_and_keeps_rows():
@@ -126,17 +134,26 @@ def test_wrong_taps_are_found_before_anything_compiles(term, message):
 
 def every_term():
   taps = {"teacher": "ema", **TAPS}
+  logits = {"teacher": "ema"}
   kinds = {
     "ce": tiny.CE,
-    "soft": {"kind": "soft_kd", "teacher": "ema"},
-    "hard": {"kind": "hard_kd", "teacher": "ema"},
-    "linear": {"kind": "token_cosine", "head": "linear", **taps},
+    "soft": {"kind": "soft_kd", **logits},
+    "hard": {"kind": "hard_kd", **logits},
+    "dkd": {"kind": "dkd", **logits},
+    "dist": {"kind": "dist", **logits},
+    "ofa": {"kind": "ofa", "student_taps": ("block00/tokens", "logits/cls"), **logits},
+    "linear": {"kind": "token_cosine", "head": "linear", "whiten": False, **taps},
     "mlp": {"kind": "token_cosine", "head": "mlp", "metric": "mse", **taps},
     "relation": {"kind": "correlation", **taps},
     "relation_samples": {"kind": "correlation", "over": "samples", **taps},
     "cka": {"kind": "cka", **taps},
     "cka_samples": {"kind": "cka", "over": "samples", "kernel": "rbf", **taps},
-    "gram": {"kind": "gram", **taps},
+    "cls": {"kind": "cka", "over": "samples", "teacher": "ema", "student_taps": ("block01/cls",)},
+    "gram": {"kind": "gram", "teacher": "ema", "student_taps": ("block01/normed",)},
+    "rkd": {"kind": "rkd", "teacher": "ema", "student_taps": ("features",)},
+    "at": {"kind": "attention_transfer", **taps},
+    "sp": {"kind": "similarity_preserving", **taps},
+    "local": {"kind": "locality", "student_taps": ("block00/attn", "block01/attn"), "targets": (0.5, 0.9)},
   }
   return tiny.config(
     data={"image_size": 16, "augment": PHOTOMETRY},
@@ -146,14 +163,18 @@ def every_term():
   )
 
 
+def test_every_kind_of_term_is_here():
+  assert {t["kind"] for t in every_term().terms.to_dict().values()} == set(schema.KINDS) - {"dino"}
+
+
 def test_every_kind_of_term_trains_together_and_logs_value_weight_and_share():
   config = every_term()
   experiment = build(config)
   state, frozen = init_state(experiment), frozen_inputs(experiment)
-  index = np.arange(16, dtype=np.int32)
-  shares = make_gradient_shares(experiment)(state, index, frozen)
+  batch = {"index": np.arange(16, dtype=np.int32)}
+  shares = make_gradient_shares(experiment)(state, batch, frozen)
   before = jax.tree.map(np.array, state.params)
-  state, metrics = make_train_step(experiment)(state, index, frozen)
+  state, metrics = make_train_step(experiment)(state, batch, frozen)
   assert int(metrics["skipped"]) == 0
   assert set(shares) == set(config.terms)
   for name in config.terms:
@@ -174,9 +195,9 @@ def test_gradient_shares_are_the_norms_of_each_terms_own_gradient():
   )
   experiment = build(config)
   state, frozen = init_state(experiment), frozen_inputs(experiment)
-  index = np.arange(16, dtype=np.int32)
-  shares = make_gradient_shares(experiment)(state, index, frozen)
-  _, metrics = make_train_step(experiment)(state, index, frozen)
+  batch = {"index": np.arange(16, dtype=np.int32)}
+  shares = make_gradient_shares(experiment)(state, batch, frozen)
+  _, metrics = make_train_step(experiment)(state, batch, frozen)
   assert float(shares["soft"]) == 0.0
   assert float(shares["ce"]) == pytest.approx(float(metrics["gradient_norm"]), rel=1e-5)
 
@@ -189,8 +210,79 @@ def test_initial_weights_do_not_depend_on_terms_or_teachers():
 def test_dino_uses_every_view_and_moves_its_centre():
   experiment = build(tiny.dino_config())
   state, frozen = init_state(experiment), frozen_inputs(experiment)
-  state, metrics = make_train_step(experiment)(state, np.arange(16, dtype=np.int32), frozen)
+  state, metrics = make_train_step(experiment)(state, {"index": np.arange(16, dtype=np.int32)}, frozen)
   assert np.isfinite(metrics["loss/dino"])
   assert 0 < float(metrics["dino/marginal_entropy"]) <= np.log(16) + 1e-5
   assert np.abs(state.terms["dino"]["sum"]).max() > 0
   assert "accuracy" not in metrics
+
+
+def test_layers_are_paired_by_relative_depth():
+  def owner(layers, taps):
+    return Owner("a teacher", dict.fromkeys(taps), 1, layers)
+
+  vit = owner(12, [f"block{i:02d}/tokens" for i in range(12)])
+  cnn = owner(4, ["stage0", "stage1", "stage2", "stage3"])
+  assert at_same_depth("block03/tokens", 4, vit) == "block11/tokens"
+  assert at_same_depth("block00/normed", 4, vit) == "block02/normed"
+  assert [at_same_depth(f"block{i:02d}/tokens", 12, cnn) for i in (0, 2, 5, 8, 11)] == [
+    "stage0",
+    "stage0",
+    "stage1",
+    "stage2",
+    "stage3",
+  ]
+  assert at_same_depth("stage3", 4, vit) == "block11/tokens"
+  assert at_same_depth("features", 4, vit) == "features"
+
+
+def test_an_ensemble_is_averaged_in_probability_space():
+  z = {n: np.random.default_rng(i).normal(size=(3, 4)).astype(np.float32) for i, n in enumerate("ab")}
+  term = Term(
+    "kd",
+    ConfigDict({"kind": "soft_kd", "temperature": 2.0}),
+    lambda s: 1.0,
+    Owner("the student", {}, 2, 2),
+    ("logits/dist",),
+    (Target("a", "logits", "raw"), Target("b", "logits", "raw")),
+  )
+  student = np.random.default_rng(5).normal(size=(3, 4)).astype(np.float32)
+  inputs = Inputs(
+    {"logits/dist": student}, {n: {"logits": v} for n, v in z.items()}, None, None, {}, {}, {}, None, {}
+  )
+  p = sum(jax.nn.softmax(v / 2) for v in z.values()) / 2
+  q = jax.nn.log_softmax(student / 2)
+  expected = 4 * np.mean(np.sum(p * (np.log(p) - q), axis=-1))
+  assert float(term(inputs, None)[0]) == pytest.approx(float(expected), rel=1e-5)
+  averaged = (z["a"] + z["b"]) / 2  # negative control: averaged logits are something else
+  other = dataclasses.replace(term, targets=term.targets[:1])
+  wrong = dataclasses.replace(inputs, targets={"a": {"logits": averaged}})
+  assert float(other(wrong, None)[0]) != pytest.approx(float(expected), rel=1e-2)
+
+
+def test_a_teacher_that_saw_unmixed_images_has_its_probabilities_mixed():
+  teacher = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+  partner, weight = np.array([3, 2, 1, 0]), np.array([0.9, 0.6, 0.6, 0.9], np.float32)
+  options = ConfigDict({"kind": "soft_kd", "temperature": 1.0})
+  target = (Target("t", "logits", "raw"),)
+  term = Term(
+    "kd", options, lambda s: 1.0, Owner("the student", {}, 2, 2), ("logits/dist",), target, frozenset("t")
+  )
+  p = np.asarray(jax.nn.softmax(teacher))
+  mixed = weight[:, None] * p + (1 - weight[:, None]) * p[partner]
+  inputs = Inputs(
+    {"logits/dist": np.log(mixed)}, {"t": {"logits": teacher}}, None, (partner, weight), {}, {}, {}, None, {}
+  )
+  assert abs(float(term(inputs, None)[0])) < 1e-6  # a student that says the mixture has no loss
+  same = dataclasses.replace(term, unmixed=frozenset())  # a teacher that saw the mixed images is believed
+  assert float(same(inputs, None)[0]) > 1e-2
+
+
+def test_a_teachers_space_can_be_whitened():
+  config = tiny.config(
+    teachers={"ema": {"weights": "ema"}},
+    train={"ema": 0.9},
+    terms={"tokens": {"kind": "token_cosine", "teacher": "ema", "head": "linear", "whiten": True, **TAPS}},
+  )
+  with pytest.raises(UserError, match=r"whiten.*the student's own average"):
+    build(config)

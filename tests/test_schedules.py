@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.schedules import label_weight_schedule, weight_schedule
+from jaxkd.schedules import weight_schedule
 
 
 def moved(shape, start, end, begin, steps, step):
@@ -19,11 +19,11 @@ def moved(shape, start, end, begin, steps, step):
   return start + (end - start) * (done if shape == "linear" else (1 - math.cos(math.pi * done)) / 2)
 
 
-def slow(shape, step, *, start, end, begin_step, warmup_steps, steps):
+def slow(shape, step, *, start, end, begin_step, warmup_steps, steps, before=0.0):
   if step < begin_step:
-    return 0.0
+    return before
   if step < begin_step + warmup_steps:
-    return start * (step - begin_step) / warmup_steps
+    return before + (start - before) * (step - begin_step) / warmup_steps
   return moved(shape, start, end, begin_step + warmup_steps, steps, step)
 
 
@@ -33,8 +33,9 @@ STAGES = [(0, 0, 20), (5, 0, 20), (0, 4, 20), (3, 6, 20), (5, 15, 20), (30, 0, 2
 @pytest.mark.parametrize("shape", ["constant", "linear", "cosine"])
 def test_every_step_against_a_loop(shape):
   steps = np.arange(40, dtype=np.int32)
-  for begin, warmup, total in STAGES:
+  for i, (begin, warmup, total) in enumerate(STAGES):
     options = {"start": 0.7, "end": 0.2, "begin_step": begin, "warmup_steps": warmup, "steps": total}
+    options["before"] = float(i % 2)
     values = jax.vmap(weight_schedule(shape, **options))(steps)
     assert values.dtype == jnp.float32
     np.testing.assert_allclose(values, [slow(shape, s, **options) for s in range(40)], rtol=5e-7, atol=3e-8)
@@ -60,27 +61,16 @@ def test_shapes_differ_where_they_should():
   np.testing.assert_allclose([linear(50), cosine(50)], 0.5, rtol=1e-6)
 
 
-@pytest.mark.parametrize("shape", ["constant", "linear", "cosine"])
-def test_label_weight_against_a_loop(shape):
-  """The published recipe: 1 while the teacher is silent for 5 of 100 epochs, then 1.0 to 0.4."""
-  for start, end, warmup, total in (
-    (1.0, 0.4, 5, 100),
-    (0.8, 0.5, 10, 50),
-    (0.5, 0.2, 0, 30),
-    (0.5, 0.2, 60, 30),
-  ):
-    schedule = label_weight_schedule(shape, start=start, end=end, warmup_steps=warmup, steps=total)
-    values = jax.vmap(schedule)(np.arange(120, dtype=np.int32))
-    expected = [1.0 if s < warmup else moved(shape, start, end, warmup, total, s) for s in range(120)]
-    np.testing.assert_allclose(values, expected, rtol=5e-7)
-    assert values.dtype == jnp.float32
-
-
-def test_label_weight_joints():
-  schedule = jax.jit(label_weight_schedule("cosine", start=0.9, end=0.4, warmup_steps=50, steps=1000))
-  for step, expected in ((0, 1.0), (49, 1.0), (50, 0.9), (1000, 0.4), (5000, 0.4)):
-    assert schedule(jnp.int32(step)) == np.float32(expected), step
-  assert schedule(jnp.int32(999)) > np.float32(0.4)
+def test_labels_beside_a_teacher_that_warms_up():
+  """The published recipe: label weight 1 while the teacher is silent for 5 of 100 epochs, then 1.0 to 0.4."""
+  options = {"begin_step": 5, "warmup_steps": 0, "steps": 100}
+  labels = jax.jit(weight_schedule("cosine", start=1.0, end=0.4, before=1.0, **options))
+  teacher = jax.jit(weight_schedule("cosine", start=0.0, end=0.6, **options))
+  for step, expected in ((0, 1.0), (4, 1.0), (5, 1.0), (100, 0.4), (500, 0.4)):
+    assert labels(jnp.int32(step)) == np.float32(expected), step
+  both = [float(labels(s) + teacher(s)) for s in range(0, 120, 7)]
+  np.testing.assert_allclose(both, 1.0, rtol=1e-6)
+  assert float(teacher(4)) == 0.0 < float(teacher(6))
 
 
 @pytest.mark.parametrize(
@@ -97,12 +87,8 @@ def test_refusals(shape, options, message):
   known = {"start": 1.0, "end": 0.5, "warmup_steps": 2, "steps": 10}
   with pytest.raises(ValueError, match=message):
     weight_schedule(shape, begin_step=0, **(known | options))
-  with pytest.raises(ValueError, match=message):
-    label_weight_schedule(shape, **(known | options))
 
 
-def test_refuses_label_weights_that_are_no_share():
-  with pytest.raises(ValueError, match=r"end is -0\.1"):
-    label_weight_schedule("linear", start=1.0, end=-0.1, warmup_steps=0, steps=10)
+def test_refuses_a_start_in_the_past():
   with pytest.raises(ValueError, match="begin_step is -1"):
     weight_schedule("linear", start=1.0, end=0.1, begin_step=-1, warmup_steps=0, steps=10)

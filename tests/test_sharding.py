@@ -19,9 +19,9 @@ from tests import tiny
 def update(fsdp):
   experiment = build(tiny.config(sharding={"fsdp": fsdp}, optim={"name": "sgd", "lr": 1.0, "warmup_epochs": 0.0}))
   state = step.place(experiment, step.init_state(experiment))
-  frozen, index = step.frozen_inputs(experiment), np.arange(16, dtype=np.int32)
+  frozen, batch = step.frozen_inputs(experiment), {"index": np.arange(16, dtype=np.int32)}
   split = sum(not x.sharding.is_fully_replicated for x in jax.tree.leaves(state.params))
-  state, measured = step.make_train_step(experiment)(state, index, frozen)
+  state, measured = step.make_train_step(experiment)(state, batch, frozen)
   leaves = [float(np.abs(np.array(x)).sum()) for x in jax.tree.leaves(state.params)]
   return {"loss": float(measured["loss"]), "leaves": leaves, "split": split}
 

@@ -57,7 +57,7 @@ def test_a_weights_file_is_a_teacher(weights):
   teacher = built.teachers["dino"]
   assert (teacher.size, teacher.digest) == (28, sha256_file(weights))
   assert teacher.model.image_size == (42, 42)  # the table's own grid
-  assert built.taps[1]["dino"]["block01/normed"].shape == (2, 1 + 4, 16)
+  assert built.objective.teachers["dino"].taps["block01/normed"].shape == (2, 1 + 4, 16)
 
 
 def test_an_imported_folder_is_the_same_teacher(weights, tmp_path):

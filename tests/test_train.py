@@ -175,7 +175,7 @@ def test_a_skipped_update_leaves_the_parameters_alone(nan_loss):
   state = step.init_state(experiment)
   before = jax.tree.map(np.array, state.params)
   state, _ = step.make_train_step(experiment)(
-    state, np.arange(16, dtype=np.int32), step.frozen_inputs(experiment)
+    state, {"index": np.arange(16, dtype=np.int32)}, step.frozen_inputs(experiment)
   )
   jax.tree.map(np.testing.assert_array_equal, before, state.params)
   assert (int(state.step), int(state.skipped)) == (1, 1)

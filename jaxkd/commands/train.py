@@ -30,13 +30,16 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
   scores = {k: v for k, v in result.best["metrics"].items() if k.startswith("validation/")}
   print(f"done: step {result.step}, best step {result.best['step']} in {result.folder}")
   print("  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
-  print(f"report: {_report(config, folder)}")
+  path, warnings = _report(config, folder)
+  for message in warnings:
+    print(f"warning: {message}")
+  print(f"report: {path}")
   return 0
 
 
-def _report(config: ConfigDict, folder: Path) -> Path:
-  """The page of one run: curves from its metrics.jsonl, config and environment."""
-  from jaxkd import files, metrics, report
+def _report(config: ConfigDict, folder: Path) -> tuple[Path, list[str]]:
+  """The page of one run (curves from its metrics.jsonl, config, environment), and what is wrong with its terms."""
+  from jaxkd import diagnosis, files, metrics, report
 
   environment = files.read_json(folder / "env.json")
   run = {
@@ -47,6 +50,7 @@ def _report(config: ConfigDict, folder: Path) -> Path:
     "hardware": environment["hardware"],
     "versions": {k: environment[k] for k in ("jaxkd", "python", "jax", "flax", "optax")},
     "config": configs.flat(config),
-    "rows": metrics.read(folder / "metrics.jsonl"),
+    "rows": (rows := metrics.read(folder / "metrics.jsonl")),
+    "warnings": diagnosis.last_warnings(rows),
   }
-  return report.training_report(run, folder)
+  return report.training_report(run, folder), run["warnings"]

@@ -1,128 +1,266 @@
 """Augmentation inside the step: one geometry for every branch, photometry for the student only (spec 5).
 
-A geometry is a box (top, left, height, width, mirrored) in the source image, sampled bilinearly with zeros
-outside. Pad-crop, mirroring and random resized crops are all boxes, so one separable resampling serves them;
-a box of the image's own size at whole pixels copies its pixels exactly.
+`draw_views` decides what happens to each image, `make_views` does it, `describe` tells it in words.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int, UInt8
 
-ASPECT = (3 / 4, 4 / 3)  # of random resized crops, as in Inception and DINO
+from jaxkd import schema
+from jaxkd.data import mixing, operations, policies
+from jaxkd.data.boxes import NO_SCALE, affine_matrices, draw_affine, draw_boxes, sample_boxes
+from jaxkd.data.photometry import Draws, apply_photometry, draw_photometry, photometry
+from jaxkd.data.policies import ID, Plan
+
+__all__ = [
+  "Drawn",
+  "changes_images",
+  "describe",
+  "draw_boxes",
+  "draw_views",
+  "make_views",
+  "photometry",
+  "sample_boxes",
+]
+
+AFFINE = ("rotation", "translate", "scale", "shear")
+PHOTOMETRY = (
+  "brightness",
+  "contrast",
+  "saturation",
+  "hue",
+  "grayscale",
+  "blur",
+  "solarize",
+  "erase",
+  "cutout",
+)
+# Streams folded into the key of a step, besides the four it is split into.
+POLICY, TURN, MIX, LOCAL_POLICY = range(16, 20)
+
+
+@struct.dataclass
+class Drawn:
+  """What happens to n images of one size. Empty or None: nothing of the kind was asked for.
+
+  Attributes:
+    boxes: [n 5], see `draw_boxes`. affine: see `draw_affine`. plan: a policy's operations, geometric ones included.
+    photometry: see `draw_photometry`.
+  """
+
+  boxes: Float[Array, "n 5"]
+  affine: dict[str, Array]
+  plan: Plan | None
+  photometry: Draws
+
+
+def completed(augment: dict[str, Any]) -> dict[str, Any]:
+  """`augment` with the options it leaves out at the schema's defaults, which change nothing."""
+  return {name: augment.get(name, field.default) for name, field in schema.DATA["augment"].items()}
+
+
+def draw_views(
+  key: Array,
+  shape: tuple[int, ...],
+  *,
+  augment: dict,
+  views: dict,
+  boxes: Float[Array, "n 5"] | None = None,
+  positions: Int[Array, " b"] | None = None,
+) -> tuple[Drawn, Drawn | None]:
+  """What `make_views` draws for images of `shape` [b h w c]: for the views of full size, and for the local crops.
+
+  Raises:
+    ValueError: `boxes` are not one for each image and view.
+  """
+  augment = completed(augment)
+  b, h, w, c = shape
+  k_box, k_photo, k_local, k_local_photo = jax.random.split(key, 4)
+  positions = jnp.arange(b, dtype=jnp.int32) if positions is None else positions
+  whole = (views["global_count"] * b, h, w, c)
+  if boxes is None:
+    boxes = draw_boxes(k_box, whole, crop=augment["crop"], flip=augment["flip"], scale=views["global_scale"])
+  if boxes.shape != (whole[0], 5):
+    raise ValueError(f"boxes {boxes.shape} for {whole[0]} views of full size; expected ({whole[0]}, 5)")
+  drawn = Drawn(
+    boxes,
+    draw_affine(jax.random.fold_in(key, TURN), whole, **{k: augment[k] for k in AFFINE}),
+    _plan(jax.random.fold_in(key, POLICY), positions, augment, augment["policy"], whole),
+    draw_photometry(k_photo, whole, **{k: augment[k] for k in PHOTOMETRY}),
+  )
+  if not views["local_count"]:
+    return drawn, None
+  many, side = views["local_count"] * b, views["local_size"]
+  small = draw_boxes(
+    k_local, (many, h, w, c), crop=0, flip=augment["flip"], scale=views["local_scale"]
+  )  # their size is their geometry: no rotation, and a policy's colours only
+  colors = "none" if augment["policy"] == "none" else augment["policy"].removesuffix("_color") + "_color"
+  plan = _plan(jax.random.fold_in(key, LOCAL_POLICY), positions, augment, colors, (many, side, side, c))
+  options = {k: augment[k] for k in PHOTOMETRY}
+  return drawn, Drawn(small, {}, plan, draw_photometry(k_local_photo, (many, side, side, c), **options))
+
+
+def _plan(key: Array, positions, augment: dict, policy: str, shape: tuple[int, ...]) -> Plan | None:
+  """One plan for all views, each drawn with a key of its own so that `positions` may repeat."""
+  if policy == "none":
+    return None
+  options = {"count": augment["policy_count"], "magnitude": augment["policy_magnitude"]}
+  plans = [
+    policies.draw(policy, jax.random.fold_in(key, view), positions, size=shape[1:3], **options)
+    for view in range(shape[0] // positions.shape[0])
+  ]
+  ops, magnitudes = (jnp.concatenate([getattr(p, n) for p in plans]) for n in ("ops", "magnitudes"))
+  return plans[0].replace(ops=ops, magnitudes=magnitudes)
 
 
 def make_views(
-  images: UInt8[Array, "b h w c"], key: Array, *, mean: tuple[float, ...], augment: dict, views: dict
-) -> dict[str, Float[Array, ...]]:
+  images: UInt8[Array, "b h w c"],
+  key: Array,
+  *,
+  mean: tuple[float, ...],
+  augment: dict,
+  views: dict,
+  boxes: Float[Array, "n 5"] | None = None,
+  positions: Int[Array, " b"] | None = None,
+) -> dict[str, Any]:
   """What each branch sees, as float32 in [0, 1], not yet normalised.
 
   Args:
     images: the raw batch.
     key: PRNG key of this step.
-    mean: value per channel that Cutout paints.
+    mean: value per channel that Cutout and erasing paint.
     augment: `config.data.augment`. views: `config.data.views`.
+    boxes: [v*b 5], the crops of the views of full size; drawn when None. All else is drawn as without them.
+    positions: [b], each example's place in the global batch, for policies drawn by shards; 0 to b - 1 when None.
 
   Returns:
     `student` [v*b h w c] (view-major, v = `global_count`), `aligned` the same geometries without photometry,
     `same` = `student`, `clean` the source images repeated, and `local` [m*b s s c] when m = `local_count` > 0.
+    With MixUp or CutMix `student` and `same` are mixed, each view within itself, and `mix` = (partner [v*b] int32,
+    weight [v*b] float32): image i shows `weight` of itself and the rest of image `partner`. Local crops are not mixed.
+
+  Raises:
+    ValueError: `boxes` are not one for each image and view.
   """
-  k_box, k_photo, k_local, k_local_photo = jax.random.split(key, 4)
+  augment = completed(augment)
+  whole, small = draw_views(key, images.shape, augment=augment, views=views, boxes=boxes, positions=positions)
   source = images.astype(jnp.float32) / 255
-  globals_ = jnp.tile(source, (views["global_count"], 1, 1, 1))
-  boxes = draw_boxes(
-    k_box, globals_.shape, crop=augment["crop"], flip=augment["flip"], scale=views["global_scale"]
-  )
-  aligned = sample_boxes(globals_, boxes, globals_.shape[1])
-  student = photometry(aligned, k_photo, mean=mean, **_photometric(augment))
-  out = {"student": student, "same": student, "aligned": aligned, "clean": globals_}
-  if views["local_count"]:
-    locals_ = jnp.tile(source, (views["local_count"], 1, 1, 1))
-    boxes = draw_boxes(k_local, locals_.shape, crop=0, flip=augment["flip"], scale=views["local_scale"])
-    small = sample_boxes(locals_, boxes, views["local_size"])
-    out["local"] = photometry(small, k_local_photo, mean=mean, **_photometric(augment))
+  clean = jnp.tile(source, (views["global_count"], 1, 1, 1))
+  aligned = _geometry(images, clean, whole, augment, views)
+  student = apply_photometry(aligned, whole.photometry, mean=mean, plan=whole.plan)
+  out: dict[str, Any] = {"student": student, "same": student, "aligned": aligned, "clean": clean}
+  if augment["mixup"] or augment["cutmix"]:
+    out["student"], out["mix"] = _mixed(student, jax.random.fold_in(key, MIX), augment, images.shape[0])
+    out["same"] = out["student"]
+  if small is not None:
+    crops = sample_boxes(jnp.tile(source, (views["local_count"], 1, 1, 1)), small.boxes, views["local_size"])
+    out["local"] = apply_photometry(crops, small.photometry, mean=mean, plan=small.plan)
   return out
 
 
-def _photometric(augment: dict) -> dict:
-  return {k: augment[k] for k in ("brightness", "contrast", "cutout")}
+def changes_images(augment: dict, views: dict) -> bool:
+  """Whether a view of full size can differ from its image, mixing aside."""
+  plain, augment = completed({}), completed(augment)
+  options = ("crop", "flip", "policy", *AFFINE, *PHOTOMETRY)
+  return any(augment[k] != plain[k] for k in options) or tuple(views["global_scale"]) != NO_SCALE
 
 
-def draw_boxes(
-  key: Array, shape: tuple[int, ...], *, crop: int, flip: bool, scale: tuple[float, float]
-) -> Float[Array, "b 5"]:
-  """One geometry per image of `shape` [b h w c]: (top, left, height, width, mirrored) in pixels."""
-  b, h, w, _ = shape
-  k_shift, k_flip, k_area, k_aspect, k_place = jax.random.split(key, 5)
-  mirrored = jax.random.bernoulli(k_flip, 0.5, (b,)).astype(jnp.float32) * float(flip)
-  shift = jax.random.randint(k_shift, (b, 2), -crop, crop + 1).astype(jnp.float32)
-  size = jnp.broadcast_to(jnp.array([h, w], jnp.float32), (b, 2))
-  if tuple(scale) != (1.0, 1.0):
-    area = jax.random.uniform(k_area, (b,), minval=scale[0], maxval=scale[1])
-    aspect = jnp.exp(jax.random.uniform(k_aspect, (b,), minval=jnp.log(ASPECT[0]), maxval=jnp.log(ASPECT[1])))
-    share = jnp.stack([jnp.sqrt(area / aspect), jnp.sqrt(area * aspect)], axis=1)
-    size = size * jnp.minimum(share, 1.0)
-    room = jnp.array([[h, w]], jnp.float32) - size
-    shift = shift + room * jax.random.uniform(k_place, (b, 2))
-  return jnp.concatenate([shift, size, mirrored[:, None]], axis=1)
+def moves(policy: str) -> bool:
+  """Whether the policy has geometric operations."""
+  return policy != "none" and not policy.endswith("_color")
 
 
-def sample_boxes(
-  images: Float[Array, "b h w c"], boxes: Float[Array, "b 5"], size: int
-) -> Float[Array, "b {size} {size} c"]:
-  """Each image's box, resampled bilinearly (half-pixel centres, zeros outside, no antialiasing) to `size`."""
-  _, h, w, _ = images.shape
-  top, left, height, width, mirrored = boxes.T
-  rows = _weights(top, height, jnp.zeros_like(mirrored), size, h)
-  columns = _weights(left, width, mirrored, size, w)
-  exact = jax.lax.Precision.HIGHEST
-  return jnp.einsum("bij,bjkc,blk->bilc", rows, images, columns, precision=exact)
+def _geometry(images, source, drawn: Drawn, augment: dict, views: dict) -> Float[Array, "n h w c"]:
+  """The geometry all branches share: boxes alone in floats, everything else in one gather of levels."""
+  if not drawn.affine and not moves(augment["policy"]):
+    return sample_boxes(source, drawn.boxes, source.shape[1])
+  size = images.shape[1:3]
+  matrices = operations.box_matrices(drawn.boxes, size)
+  if drawn.affine:
+    matrices = operations.compose(matrices, affine_matrices(drawn.affine, len(drawn.boxes), size))
+  if drawn.plan is not None and moves(augment["policy"]):
+    matrices = operations.compose(matrices, policies.geometry_matrices(drawn.plan, size))
+  # Policies sample the nearest pixel, as their reference implementations do.
+  whole_pixels = set(drawn.affine) <= {"translate"} and tuple(views["global_scale"]) == NO_SCALE
+  method = "nearest" if whole_pixels else "bilinear"
+  tiled = jnp.tile(images, (views["global_count"], 1, 1, 1))
+  return operations.affine(tiled, matrices, method=method).astype(jnp.float32) / 255
 
 
-def _weights(start, length, mirrored, size: int, source: int) -> Float[Array, "b {size} {source}"]:
-  """Bilinear weights of `source` pixels for each of `size` samples along one axis."""
-  sample = jnp.arange(size, dtype=jnp.float32)[None]
-  sample = jnp.where(mirrored[:, None] > 0, size - 1 - sample, sample)
-  position = start[:, None] + (sample + 0.5) * (length[:, None] / size) - 0.5
-  pixels = jnp.arange(source, dtype=jnp.float32)[None, None]
-  return jnp.maximum(0.0, 1.0 - jnp.abs(position[:, :, None] - pixels))
+def _mixed(images, key: Array, augment: dict, b: int):
+  """MixUp or CutMix within each view of b images."""
+  options = {"mixup_alpha": augment["mixup"], "cutmix_alpha": augment["cutmix"]}
+  parts = [
+    mixing.mix(
+      images[i : i + b], jax.random.fold_in(key, i // b), **options, per_sample=augment["mix_per_sample"]
+    )
+    for i in range(0, len(images), b)
+  ]
+  partner = jnp.concatenate([part.partner + i * b for i, part in enumerate(parts)])
+  weight = jnp.concatenate([part.weight for part in parts])
+  return jnp.concatenate([part.images for part in parts]), (partner, weight)
 
 
-def photometry(
-  images: Float[Array, "b h w c"],
-  key: Array,
-  *,
-  mean: tuple[float, ...],
-  brightness: float,
-  contrast: float,
-  cutout: int,
-) -> Float[Array, "b h w c"]:
-  """Brightness, contrast (around the image's own mean grey) and Cutout, in this order, in [0, 1]."""
-  k_brightness, k_contrast, k_cutout = jax.random.split(key, 3)
-  b = images.shape[0]
-  if brightness:
-    images = jnp.clip(images * _factor(k_brightness, b, brightness), 0, 1)
-  if contrast:
-    grey = images.mean(axis=(1, 2, 3), keepdims=True)
-    images = jnp.clip(grey + (images - grey) * _factor(k_contrast, b, contrast), 0, 1)
-  return _cutout(images, k_cutout, cutout, mean) if cutout else images
+def describe(drawn: Drawn, size: tuple[int, int]) -> tuple[list[str], list[str]]:
+  """For people: the geometry and the photometry of each image, such as `crop +2 -1, mirrored, rotate -12.5`.
+
+  Args:
+    size: (height, width) of the source image. Empty strings where nothing happened.
+  """
+  n = len(drawn.boxes)
+  drawn = jax.device_get(drawn)
+  moved, recolored = _plan_words(drawn.plan, n)
+  geometry = [_box_words(box, size) + _words(drawn.affine, i) + moved[i] for i, box in enumerate(drawn.boxes)]
+  colors, painted = {}, {}
+  for name, value in drawn.photometry.items():
+    (painted if name in ("erase", "cutout") else colors)[name] = value
+  before = {k: v for k, v in colors.items() if k in ("brightness", "contrast")}
+  after = {k: v for k, v in colors.items() if k not in before}
+  words = [_words(before, i) + recolored[i] + _words(after, i) + _paint_words(painted, i) for i in range(n)]
+  return [", ".join(x) for x in geometry], [", ".join(x) for x in words]
 
 
-def _factor(key: Array, b: int, amount: float) -> Float[Array, "b 1 1 1"]:
-  return jax.random.uniform(key, (b, 1, 1, 1), minval=1 - amount, maxval=1 + amount)
+def _plan_words(plan: Plan | None, n: int) -> tuple[list[list[str]], list[list[str]]]:
+  """A plan's geometric and photometric operations, apart."""
+  if plan is None:
+    return [[]] * n, [[]] * n
+  geometric = np.isin(plan.ops, [ID[name] for name in policies.GEOMETRIC])
+
+  def words(keep):
+    lines = policies.describe(plan.replace(ops=np.where(keep, plan.ops, 0)))
+    return [[] if line == "identity" else [line] for line in lines]
+
+  return words(geometric), words(~geometric)
 
 
-def _cutout(images, key: Array, side: int, mean: tuple[float, ...]) -> Float[Array, "b h w c"]:
-  """One square of `side` pixels per image, centred anywhere and cut at the border (DeVries and Taylor, 2017)."""
-  b, h, w, c = images.shape
-  k_row, k_column = jax.random.split(key)
-  top = jax.random.randint(k_row, (b, 1), 0, h) - side // 2
-  left = jax.random.randint(k_column, (b, 1), 0, w) - side // 2
-  rows, columns = jnp.arange(h)[None], jnp.arange(w)[None]
-  hit_rows = (rows >= top) & (rows < top + side)
-  hit_columns = (columns >= left) & (columns < left + side)
-  hit = (hit_rows[:, :, None] & hit_columns[:, None, :])[..., None]
-  paint = jnp.array(mean, jnp.float32).reshape(1, 1, 1, c)
-  return jnp.where(hit, paint, images)
+def _box_words(box, size: tuple[int, int]) -> list[str]:
+  top, left, height, width, mirrored = (float(x) for x in box)
+  words = ["mirrored"] if mirrored else []
+  if (height, width) != tuple(map(float, size)):
+    return [f"crop {height:.1f}x{width:.1f} at {top:.1f} {left:.1f}", *words]
+  return [f"crop {top:+g} {left:+g}", *words] if top or left else words
+
+
+def _words(drawn: dict[str, Array], i: int) -> list[str]:
+  words = []
+  for name, values in drawn.items():
+    value = values[i]
+    if name in ("grayscale", "solarize"):
+      words += [name] if value else []
+    elif name == "translate":
+      words += [f"translate {value[0]:+g} {value[1]:+g}"] if value.any() else []
+    elif name != "blur" or value:
+      words.append(f"{name} {value:.3g}")
+  return words
+
+
+def _paint_words(drawn: dict[str, Array], i: int) -> list[str]:
+  boxes = {name: values[i] for name, values in drawn.items()}
+  return [f"{name} {box[2]}x{box[3]} at {box[0]} {box[1]}" for name, box in boxes.items() if box[2]]

@@ -32,3 +32,9 @@ def batch_indices(step: int, *, examples: int, batch_size: int, seed: int) -> np
   """The training images of `step` (0-based): int32 [b], without repetition within an epoch."""
   epoch, position = divmod(step, steps_per_epoch(examples, batch_size))
   return _permutation(examples, seed, epoch)[position * batch_size : (position + 1) * batch_size]
+
+
+def geometry_indices(step: int, *, count: int, geometries: int, seed: int) -> np.ndarray:
+  """Which of an image's fixed geometries each of `count` views of `step` shows: int32 [count]."""
+  rng = np.random.default_rng((seed, 1, step))
+  return rng.integers(0, geometries, count).astype(np.int32)

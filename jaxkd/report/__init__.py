@@ -40,6 +40,7 @@ Numbers may be null where a statistic does not exist, for example the interval o
 `jaxkd.training/1`::
 
   schema, name: str   date, command, hardware, versions, config: as above, optional
+  warnings: [str], optional
   rows: [{step: int, <key>: number}]    # as in metrics.jsonl; a row need not have every key
 
   Drawn are `loss`, `lr`, `validation/accuracy_cls`, `loss/<term>` (the term's value before its weight) and
@@ -48,6 +49,7 @@ Numbers may be null where a statistic does not exist, for example the interval o
 
 from jaxkd.report.evaluation import evaluation_figures, evaluation_table
 from jaxkd.report.page import forensics_report, study_report, training_report
+from jaxkd.report.preview import preview_figure
 from jaxkd.report.tables import console_table
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
   "evaluation_figures",
   "evaluation_table",
   "forensics_report",
+  "preview_figure",
   "study_report",
   "training_report",
 ]

@@ -23,13 +23,17 @@ ROWS = (
 )
 
 
-def evaluation_table(result: Mapping[str, Any]) -> Table:
-  """Heads by measures, in percent, for a terminal. `result` has the schema `jaxkd.evaluation/1`."""
-  heads = result["heads"]
+def evaluation_table(result: Mapping[str, Any], *, averaged: bool = False) -> Table:
+  """Heads by measures, in percent, for a terminal. `result` has the schema `jaxkd.evaluation/1`.
+
+  Args:
+    averaged: the part `result["tta"]`, with test-time augmentation, instead.
+  """
+  heads = result["tta"]["heads"] if averaged else result["heads"]
   examples = next(iter(heads.values()))["examples"]
-  table = Table(
-    box=SIMPLE_HEAD, title=f"{examples} test images of {clean(result['data'])}", title_justify="left"
-  )
+  title = f"{examples} test images of {clean(result['data'])}"
+  title += f", each with {result['tta']['views']} augmented views" if averaged else ""
+  table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
   table.add_column("measure")
   for head in heads:
     table.add_column(f"{head} head", justify="right")

@@ -1,5 +1,7 @@
 """Views: exact copies where the geometry is whole pixels, the same geometry in both branches, honest randomness."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,13 +21,14 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (6, 12, 12, 3), dtype=np.uint
 
 
 def views(augment=(), shape=(), seed=0, images=IMAGES):
-  return make_views(
-    jnp.asarray(images),
-    jax.random.key(seed),
-    mean=(0.5, 0.5, 0.5),
-    augment=NO_AUGMENT | dict(augment),
-    views=ONE_VIEW | dict(shape),
-  )
+  make = compiled(tuple(dict(augment).items()), tuple(dict(shape).items()))
+  return make(jnp.asarray(images), jax.random.key(seed))
+
+
+@functools.lru_cache
+def compiled(augment, shape):
+  options = {"augment": NO_AUGMENT | dict(augment), "views": ONE_VIEW | dict(shape)}
+  return jax.jit(functools.partial(make_views, mean=(0.5, 0.5, 0.5), **options))
 
 
 def test_nothing_asked_for_changes_nothing():
