@@ -78,7 +78,9 @@ def build(config: ConfigDict) -> Experiment:
   sharding.check_batch(config.train.batch_size, mesh)
   per_epoch = data.steps_per_epoch(len(dataset.train), config.train.batch_size)
   steps = config.train.steps or math.ceil(config.train.epochs * per_epoch)
-  schedule = optim.make_schedule(config.optim, steps=steps, steps_per_epoch=per_epoch)
+  steps = -(-steps // config.optim.accumulate) * config.optim.accumulate  # the last update is a whole one
+  batch_size = config.train.batch_size
+  schedule = optim.make_schedule(config.optim, steps=steps, steps_per_epoch=per_epoch, batch_size=batch_size)
   tx = optim.make_optimizer(config.optim, schedule)
   taps = tap_shapes(model, frozen, dataset.image_shape)
   augment, views = config.data.augment, config.data.views

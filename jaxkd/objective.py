@@ -174,6 +174,11 @@ def _check(term: Term, teachers: dict[str, Owner], mixing: bool) -> None:
         f"{where}.{field}: {owner.name}'s '{tap}' has no tokens",
         "name a tap with tokens (blockNN/tokens, stageN) or set over=samples",
       )
+  if mixing and kind == "cross_entropy" and term.options.smoothing:
+    raise UserError(
+      f"{where}.smoothing={term.options.smoothing} with MixUp or CutMix, whose labels are soft already",
+      f"set --config.{where}.smoothing=0",
+    )
   if kind in schema.LOGIT_KINDS:
     _check_logits(term, teachers, mixing)
   if kind == "locality" and any(not tap.endswith("/attn") for tap in term.student_taps):

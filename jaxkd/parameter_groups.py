@@ -47,11 +47,10 @@ def trainable_mask(params, freeze: Iterable[str]) -> dict:
   names = [name for name in _names(params) if name.startswith("model/")]
   for pattern in patterns:
     if not any(pattern.fullmatch(name.removeprefix("model/")) for name in names):
-      parts = {name.removeprefix("model/").rpartition("/")[0] or name for name in names}
-      close = did_you_mean(pattern.pattern, parts)
+      close = did_you_mean(pattern.pattern, {_first(name) for name in names})
       raise UserError(
         f"optim.freeze: '{pattern.pattern}' matches no parameter of the model",
-        f"{close}; a whole path is matched, e.g. 'block00/.*'",
+        f"{close} (a whole path is matched, e.g. 'block00/.*')",
       )
 
   def trained(name: str, _) -> bool:

@@ -41,7 +41,7 @@ def preview(config: ConfigDict, count: int = 8) -> dict[str, Any]:
     return make_views(images, key, mean=dataset.mean, augment=augment, views=shape), drawn
 
   seen, (whole, small) = jax.device_get(see(jnp.asarray(sample.images), jax.random.key(config.seed)))
-  names = [dataset.class_names[i] for i in sample.labels]
+  names = [f"row {i}: {dataset.class_names[label]}" for i, label in enumerate(sample.labels, start=1)]
   columns = [_column("original", seen["clean"][:count], names)]
   columns += _views(seen, whole, shape["global_count"], sample.images.shape[1:3])
   columns += [
@@ -50,7 +50,7 @@ def preview(config: ConfigDict, count: int = 8) -> dict[str, Any]:
   columns += _locals(seen, small, min(shape["local_count"], LOCALS), count, sample.images.shape[1:3])
   return {
     "title": f"{plural(count, 'training image')} of {dataset.name}, seed {config.seed}",
-    "subtitle": _options("augment", augment) + "; " + _options("views", shape),
+    "subtitle": "; ".join(filter(None, (_changed("augment", augment), _changed("views", shape)))),
     "columns": columns,
   }
 
@@ -65,7 +65,7 @@ def _views(seen: dict[str, Any], drawn: Drawn, views: int, size: tuple[int, int]
   n = len(geometry) // views
   for i in range(len(colors) if "mix" in seen else 0):
     partner, weight = (x[i] for x in seen["mix"])
-    words = f"{100 * weight:.0f} % of it, the rest of row {partner % n + 1}"
+    words = f"mixed: {100 * weight:.0f} % this, {100 - 100 * weight:.0f} % row {partner % n + 1}"
     colors[i] = ", ".join(filter(None, (colors[i], words)))
   columns = []
   for v in range(views):
@@ -106,8 +106,8 @@ def _teacher(name: str, options, config: ConfigDict, dataset: Dataset, seen, cou
   return _column(f"{name}: {teacher.view}", shown, [f"{x.shape[1]} x {x.shape[2]}"] + [""] * (count - 1))
 
 
-def _options(section: str, chosen: dict[str, Any]) -> str:
+def _changed(section: str, chosen: dict[str, Any]) -> str:
   """The options that differ from the schema's defaults."""
   plain = {name: field.default for name, field in DATA[section].items()}  # type: ignore[attr-defined]
   changed = {k: v for k, v in chosen.items() if v != plain[k]}
-  return f"{section}: {setting(changed)}"
+  return f"{section}: {setting(changed)}" if changed else ""

@@ -4,6 +4,7 @@ normalisation, never trained."""
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,8 @@ from jaxkd.weights.opened import is_weights, open_weights
 from jaxkd.weights.read import check_digest
 
 Taps = dict[str, jax.Array]
+RANDOM = "random"
+log = logging.getLogger("jaxkd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +85,7 @@ def load_teachers(config, student: nn.Module, dataset) -> dict[str, Teacher]:
 def _load(name: str, options, student: nn.Module, dataset, *, classes: bool, dtype: str) -> Teacher:
   if options.weights == "ema":
     return Teacher(name, student, None, options.view, dataset.mean, dataset.std, "ema", bank=options.bank)
-  variables, meta, digest = _open(options)
+  variables, meta, digest = _random(name, options, dataset) if options.weights == RANDOM else _open(options)
   size = options.size or meta.get("input_size", 0)
   _check_images(f"teachers.{name}", meta, dataset, size)
   if classes:
@@ -102,6 +105,29 @@ def _open(options) -> tuple[Any, dict[str, Any], str]:
   own = options.model.to_dict()
   opened = open_weights(options.weights, model=own.pop("name"), options=own, sha256=options.sha256)
   return opened.conversion.variables, opened.meta(), opened.digest
+
+
+def _random(name: str, options, dataset) -> tuple[Any, dict[str, Any], str]:
+  """A teacher that was never trained, for smoke runs and controls: seed 0, said in the log."""
+  log.warning("teachers.%s has random weights: it teaches nothing", name)
+  side, _, channels = dataset.image_shape
+  own, size = options.model.to_dict(), options.size or side
+  model = {"image_size": size, "in_channels": channels, "num_classes": len(dataset.class_names), **own}
+  known = models.options(own["name"])
+  if known["in_channels"] == 3 and own["name"].startswith("dinov2"):
+    model |= {"in_channels": 3, "num_classes": 0}
+  built = models.create(**model)
+  images = jnp.zeros((1, *built.image_size, built.in_channels))
+  variables = jax.device_get(jax.jit(built.init)(jax.random.key(0), images))
+  meta = {
+    "model": model,
+    "image_shape": [*built.image_size, built.in_channels],
+    "num_classes": built.num_classes,
+    "class_names": [],
+    "mean": (0.5,) * built.in_channels,
+    "std": (0.25,) * built.in_channels,
+  }
+  return variables, meta, RANDOM
 
 
 def _check_images(who: str, meta: dict[str, Any], dataset, size: int) -> None:

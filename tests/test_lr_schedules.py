@@ -1,12 +1,14 @@
 """Learning rates: hard numbers of the first release, closed forms in float64, warm-up, accumulation, scaling."""
 
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxkd import schema
 from jaxkd.errors import UserError
 from jaxkd.optim import make_schedule, peak_lr
 
@@ -140,3 +142,9 @@ def test_scaling_without_a_batch_size():
 def test_refused(options, message):
   with pytest.raises(UserError, match=message):
     make_schedule(config(**options), steps=4, steps_per_epoch=2)
+
+
+def test_docs_name_every_field_and_choice():
+  text = (Path(__file__).parents[1] / "docs" / "schedules.md").read_text()
+  known = {*schema.OPTIM, *schema.OPTIM["name"].choices, *schema.OPTIM["schedule"].choices} - {"lr"}
+  assert {name for name in known if f"`{name}" not in text} == set()

@@ -281,6 +281,12 @@ def test_freeze_refused(freeze, message):
     make_optimizer(config(freeze=freeze), optax.constant_schedule(0.1)).init(tree(cases.parameters()))
 
 
+def test_freeze_suggests():
+  with pytest.raises(UserError) as e:
+    make_optimizer(config(freeze=("blok00/.*",)), optax.constant_schedule(0.1)).init(tree(cases.parameters()))
+  assert e.value.hint == "did you mean 'block00'? (a whole path is matched, e.g. 'block00/.*')"
+
+
 # --- accumulation ---
 
 

@@ -30,7 +30,7 @@ __all__ = [
   "sample_boxes",
 ]
 
-AFFINE = ("rotation", "translate", "scale", "shear")
+AFFINE = ("shear", "scale", "rotation", "translate")  # in order of application
 PHOTOMETRY = (
   "brightness",
   "contrast",
@@ -42,6 +42,7 @@ PHOTOMETRY = (
   "erase",
   "cutout",
 )
+FACTORS = ("scale", "brightness", "contrast", "saturation")
 # Streams folded into the key of a step, besides the four it is split into.
 POLICY, TURN, MIX, LOCAL_POLICY = range(16, 20)
 
@@ -217,14 +218,16 @@ def describe(drawn: Drawn, size: tuple[int, int]) -> tuple[list[str], list[str]]
   n = len(drawn.boxes)
   drawn = jax.device_get(drawn)
   moved, recolored = _plan_words(drawn.plan, n)
-  geometry = [_box_words(box, size) + _words(drawn.affine, i) + moved[i] for i, box in enumerate(drawn.boxes)]
-  colors, painted = {}, {}
-  for name, value in drawn.photometry.items():
-    (painted if name in ("erase", "cutout") else colors)[name] = value
-  before = {k: v for k, v in colors.items() if k in ("brightness", "contrast")}
-  after = {k: v for k, v in colors.items() if k not in before}
-  words = [_words(before, i) + recolored[i] + _words(after, i) + _paint_words(painted, i) for i in range(n)]
-  return [", ".join(x) for x in geometry], [", ".join(x) for x in words]
+  affine = _ordered(drawn.affine, AFFINE)
+  geometry = [_box_words(box, size) + _words(affine, i) + moved[i] for i, box in enumerate(drawn.boxes)]
+  first, last = (_ordered(drawn.photometry, names) for names in (PHOTOMETRY[:2], PHOTOMETRY[2:]))
+  colors = [_words(first, i) + recolored[i] + _words(last, i) for i in range(n)]
+  return [", ".join(x) for x in geometry], [", ".join(x) for x in colors]
+
+
+def _ordered(drawn: dict[str, Array], names: tuple[str, ...]) -> dict[str, Array]:
+  """In order of application: a jitted program hands dictionaries over in alphabetical order."""
+  return {name: drawn[name] for name in names if name in drawn}
 
 
 def _plan_words(plan: Plan | None, n: int) -> tuple[list[list[str]], list[list[str]]]:
@@ -254,13 +257,12 @@ def _words(drawn: dict[str, Array], i: int) -> list[str]:
     value = values[i]
     if name in ("grayscale", "solarize"):
       words += [name] if value else []
+    elif name in ("erase", "cutout"):
+      words += [f"{name} {value[2]}x{value[3]} at {value[0]} {value[1]}"] if value[2] else []
     elif name == "translate":
-      words += [f"translate {value[0]:+g} {value[1]:+g}"] if value.any() else []
+      words += [f"translate {value[0] + 0:+g} {value[1] + 0:+g}"] if value.any() else []  # -0 becomes 0
+    elif name in FACTORS:
+      words.append(f"{name} ×{value:.3g}")
     elif name != "blur" or value:
       words.append(f"{name} {value:.3g}")
   return words
-
-
-def _paint_words(drawn: dict[str, Array], i: int) -> list[str]:
-  boxes = {name: values[i] for name, values in drawn.items()}
-  return [f"{name} {box[2]}x{box[3]} at {box[0]} {box[1]}" for name, box in boxes.items() if box[2]]

@@ -18,7 +18,8 @@ from jaxkd.report.text import clean
 CELL, GAP, MARGIN = 96.0, 14.0, 14.0
 TITLE, HEADER, NOTE = 12.0, 9.0, 7.0
 LINE = 1.3  # line height by font size
-MOST = 6  # lines of a note
+MOST = 8  # lines of a note
+WIDTH = 0.94 * CELL  # of text: hinting makes it a little wider than it is measured
 
 
 def preview_figure(grid: Mapping[str, Any], path: Path) -> None:
@@ -33,8 +34,8 @@ def preview_figure(grid: Mapping[str, Any], path: Path) -> None:
 
 def _figure(grid: Mapping[str, Any]) -> Figure:
   columns = grid["columns"]
-  notes = [[wrap(clean(text), CELL, NOTE, lines=MOST) for text in c["notes"]] for c in columns]
-  headers = [wrap(clean(c["title"]), CELL, HEADER, lines=2) for c in columns]
+  notes = [[_note(text) for text in c["notes"]] for c in columns]
+  headers = [wrap(clean(c["title"]), WIDTH, HEADER, lines=2) for c in columns]
   heights = [CELL + LINE * NOTE * max(map(len, row)) + GAP for row in zip(*notes, strict=True)]
   width = 2 * MARGIN + len(columns) * (CELL + GAP) - GAP
   subtitle = wrap(clean(grid["subtitle"]), width - 2 * MARGIN, NOTE + 1, lines=8)
@@ -52,6 +53,12 @@ def _figure(grid: Mapping[str, Any]) -> Figure:
       page.write(left, y + CELL + 2, note, NOTE, color=SOFT)
       y += height
   return page.figure
+
+
+def _note(text: str) -> list[str]:
+  """Lines of whole operations: the spaces within one do not break."""
+  operations = clean(text).split(", ")
+  return wrap(", ".join(o.replace(" ", "\u00a0") for o in operations), WIDTH, NOTE, lines=MOST)
 
 
 class _Page:

@@ -257,7 +257,7 @@ def test_describe_names_what_was_drawn():
     assert set(whole[i].split(", ")) - {"identity"} <= named
     assert ("mirrored" in named) == bool(drawn.boxes[i, 4])
     assert f"rotation {float(drawn.affine['rotation'][i]):.3g}" in named
-    assert f"brightness {float(drawn.photometry['brightness'][i]):.3g}" in colors[i]
+    assert f"brightness ×{float(drawn.photometry['brightness'][i]):.3g}" in colors[i]
     assert "brightness" not in geometry[i]
     assert "erase" in colors[i]
   nothing, _ = draws({})

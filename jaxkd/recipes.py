@@ -1,0 +1,68 @@
+"""Pieces that the presets under `configs/` share: data, students, teachers, and what `smoke` makes of them.
+
+Plain dicts, no jax. A preset without its data or weights ends with the file that is missing and where to put it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+LABELS = {"kind": "cross_entropy", "student_taps": ("logits/cls",)}
+SHAPES = {
+  "cifar10": (32, 3, 10),
+  "cifar100": (32, 3, 100),
+  "mnist": (28, 1, 10),
+  "fashion_mnist": (28, 1, 10),
+}
+SMOKE_STEPS = 3
+# A teacher with random weights is for smoke runs: it teaches nothing.
+RANDOM = "random"
+
+
+def data(name: str, smoke: bool, **augment: Any) -> dict[str, Any]:
+  """`config.data` of a known set under `data/NAME`; for smoke runs seeded noise in its shapes."""
+  if smoke:
+    size, channels, classes = SHAPES.get(name, (16, 1, 10))
+    source = {
+      "name": "synthetic",
+      "image_size": size,
+      "channels": channels,
+      "classes": classes,
+      "examples": 20 * classes,
+    }
+    return {**source, "augment": {k: v for k, v in augment.items() if k != "geometries"}}
+  root = {} if name in ("digits", "synthetic", "synthetic_shapes") else {"root": f"data/{name}"}
+  return {"name": name, **root, "augment": augment}
+
+
+def deit(smoke: bool, **options: Any) -> dict[str, Any]:
+  """DeiT-Tiny for small images; four blocks of width 64 for smoke runs."""
+  return {"name": "deit_tiny", **options, **({"depth": 4, "width": 64, "heads": 2} if smoke else {})}
+
+
+def layers(smoke: bool, listed: tuple[int, ...], kind: str = "tokens") -> tuple[str, ...]:
+  """The student's taps after these blocks of 12; the last of four for smoke runs."""
+  blocks = tuple(range(4))[-len(listed) :] if smoke else listed
+  return tuple(f"block{i:02d}/{kind}" for i in blocks)
+
+
+def dinov2(name: str, smoke: bool, *, bank: str = "", **options: Any) -> dict[str, Any]:
+  """A DINOv2 teacher by name at 224 px; two small blocks with random weights for smoke runs."""
+  if smoke:
+    model = {"name": name, "depth": 2, "width": 32, "heads": 2, "image_size": 56}
+    return {"weights": RANDOM, "model": model, "size": 56, **options}
+  return {"weights": f"hub:{name}", "bank": bank, **options}
+
+
+def teacher(run: str, smoke: bool, model: dict[str, Any], **options: Any) -> dict[str, Any]:
+  """A teacher trained by another preset, in `runs/RUN`; a small one with random weights for smoke runs."""
+  if smoke:
+    return {"weights": RANDOM, "model": model, **options}
+  return {"weights": f"runs/{run}", **options}
+
+
+def train(smoke: bool, *, epochs: float, batch_size: int, **options: Any) -> dict[str, Any]:
+  """`config.train`; three steps of at most 16 images for smoke runs."""
+  if smoke:
+    return {"steps": SMOKE_STEPS, "batch_size": min(batch_size, 16), **options}
+  return {"epochs": epochs, "batch_size": batch_size, **options}
