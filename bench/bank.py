@@ -2,8 +2,9 @@
 
   python -m bench.bank [--rounds 12] [--live-rounds 3]
 
-DeiT-Tiny on 32 px images, token, correlation and CKA terms against DINOv2-S/14 (random weights, 224 px, four layers). The
-variants run in turns within one process; medians and the spread over rounds. The live teacher is slow: it gets fewer rounds.
+DeiT-Tiny on 32 px images, token, correlation and CKA terms against DINOv2-S/14 (random weights, 224 px, four layers).
+The variants run in turns within one process; medians and the spread over rounds. The live teacher, which is slow, gets
+fewer rounds.
 """
 
 from __future__ import annotations

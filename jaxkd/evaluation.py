@@ -68,11 +68,11 @@ def _heads(taps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 @functools.partial(jax.jit, static_argnames=("mean", "augment", "views"))
 def _seeded_views(images, index, view, key, mean, augment, views) -> jax.Array:
   """One augmented view of each uint8 image [b h w c], levels in [0, 1], drawn from its index in the split alone."""
-  options = {"augment": dict(augment) | NO_MIXING, "views": dict(views) | ONE_VIEW}
+  unmixed, single = dict(augment) | NO_MIXING, dict(views) | ONE_VIEW
 
   def one(image, i):
     k = jax.random.fold_in(jax.random.fold_in(key, i), view)
-    return make_views(image[None], k, mean=mean, **options)["student"][0]
+    return make_views(image[None], k, mean=mean, augment=unmixed, views=single)["student"][0]
 
   return jax.vmap(one)(images, index)
 
@@ -93,7 +93,7 @@ def augmented_probabilities(
   """Class probabilities [n c] by head, averaged over the original and `count` augmented views of each image.
 
   The views are those of training (geometry and photometry, one full-size view, no mixing). What an image's views are
-  depends on `seed` and its place in `images` only, not on the batches. Parity with `head_logits` for the original.
+  depends on `seed` and its place in `images` only, not on the batches.
 
   Args:
     images: uint8 [n h w c]. augment, views: `config.data.augment` and `config.data.views` as dicts.
@@ -105,7 +105,7 @@ def augmented_probabilities(
   if count < 1 or not changes_images(augment, views):
     raise ValueError(f"{count} augmented views of {augment}: needs a view, and an option that changes images")
   split = Split(images, np.zeros(len(images), np.int64))
-  options = {"mean": tuple(mean), "std": tuple(std), "batch_size": batch_size}
+  options: dict[str, Any] = {"mean": tuple(mean), "std": tuple(std), "batch_size": batch_size}
   total = {h: softmax(z, axis=1) for h, z in head_logits(model, variables, split, **options).items()}
   key, size = jax.random.key(seed), min(batch_size, len(images))
   names = tuple(HEADS.values())

@@ -93,7 +93,7 @@ def _all_teachers(config: ConfigDict) -> list[tuple[str, ConfigDict]]:
 
 
 def _teacher(name: str, options, config: ConfigDict, dataset: Dataset, seen, count: int) -> dict[str, Any]:
-  """The teacher's view in its own size. Weights that are not here are not fetched for a picture: `size` must do then."""
+  """The teacher's view in its own size; where its weights are not at hand, in `size`: a picture fetches nothing."""
   teacher = Teacher(name, nn.Module(), None, options.view, dataset.mean, dataset.std, "", options.size)
   if not options.weights.startswith("hub:"):
     alone = SimpleNamespace(teachers={name: options}, terms=config.terms, precision=config.precision)

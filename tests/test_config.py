@@ -145,8 +145,8 @@ def test_tap_lists_must_match():
     validated(kd_config() | {"terms": {"cka": term}})
   with pytest.raises(UserError, match="student_taps is empty"):
     validated(kd_config() | {"terms": {"cka": term | {"student_taps": ()}}})
+  knob = {"kind": "locality", "student_taps": ("block00/attn",), "targets": (0.5, 0.7)}
   with pytest.raises(UserError, match="2 targets for 1 layers"):
-    knob = {"kind": "locality", "student_taps": ("block00/attn",), "targets": (0.5, 0.7)}
     validated(kd_config() | {"terms": {"knob": knob}})
   with pytest.raises(UserError, match="'dog' is no teacher of a term on logits"):
     validated(kd_config() | {"terms": {"kd": {"kind": "soft_kd", "teacher": "cnn", "ensemble": ("dog",)}}})

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -64,7 +65,8 @@ class Drawn:
 
 def completed(augment: dict[str, Any]) -> dict[str, Any]:
   """`augment` with the options it leaves out at the schema's defaults, which change nothing."""
-  return {name: augment.get(name, field.default) for name, field in schema.DATA["augment"].items()}
+  fields: dict[str, Any] = schema.DATA["augment"]  # type: ignore[assignment]
+  return {name: augment.get(name, field.default) for name, field in fields.items()}
 
 
 def draw_views(
@@ -114,11 +116,11 @@ def _plan(key: Array, positions, augment: dict, policy: str, shape: tuple[int, .
     return None
   options = {"count": augment["policy_count"], "magnitude": augment["policy_magnitude"]}
   plans = [
-    policies.draw(policy, jax.random.fold_in(key, view), positions, size=shape[1:3], **options)
+    policies.draw(policy, jax.random.fold_in(key, view), positions, size=(shape[1], shape[2]), **options)
     for view in range(shape[0] // positions.shape[0])
   ]
   ops, magnitudes = (jnp.concatenate([getattr(p, n) for p in plans]) for n in ("ops", "magnitudes"))
-  return plans[0].replace(ops=ops, magnitudes=magnitudes)
+  return dataclasses.replace(plans[0], ops=ops, magnitudes=magnitudes)
 
 
 def make_views(
@@ -237,7 +239,7 @@ def _plan_words(plan: Plan | None, n: int) -> tuple[list[list[str]], list[list[s
   geometric = np.isin(plan.ops, [ID[name] for name in policies.GEOMETRIC])
 
   def words(keep):
-    lines = policies.describe(plan.replace(ops=np.where(keep, plan.ops, 0)))
+    lines = policies.describe(dataclasses.replace(plan, ops=jnp.where(keep, plan.ops, 0)))
     return [[] if line == "identity" else [line] for line in lines]
 
   return words(geometric), words(~geometric)

@@ -19,7 +19,7 @@ from tests import tiny
 CONFIG = tiny.config(
   data={
     "channels": 3,
-    "augment": {"crop": 1, "policy": "randaugment", "erase": 1.0, "mixup": 0.8, "brightness": 0.2},
+    "augment": {"crop": 1, "policy": "trivialaugment", "erase": 1.0, "mixup": 0.8, "brightness": 0.2},
     "views": {"local_count": 1, "local_size": 4},
   },
   teachers={
@@ -64,7 +64,7 @@ def test_notes_say_what_was_drawn(grid):
     assert f"% row {4 - i}" in note
     assert "brightness" not in aligned[i]
   assert [n.split(":")[0] for n in grid["columns"][0]["notes"]] == ["row 1", "row 2", "row 3", "row 4"]
-  assert "policy randaugment" in grid["subtitle"]
+  assert "policy trivialaugment" in grid["subtitle"]
   assert "policy_magnitude" not in grid["subtitle"], "only what differs from the defaults"
 
 
