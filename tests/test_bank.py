@@ -81,7 +81,7 @@ def test_features_are_those_of_the_teacher_for_the_same_geometry(built):
   taps = teacher(teacher.variables, {"aligned": view})
   expected = experiment.objective.make_targets("dino", taps)
   for key, array in found.rows(np.array([5, 70]), np.array([2, 2])).items():
-    np.testing.assert_allclose(array, expected[key], rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(array, expected[key], atol=2e-5)  # values up to 40
   other = found.rows(
     np.array([5, 70]), np.array([1, 1])
   )  # negative control: another geometry, other features
@@ -116,7 +116,7 @@ def test_shards_make_the_same_bank(built, weights, tmp_path):
   bank.build(experiment, "dino", shard=(1, 3))
   whole = bank.open_bank(experiment, "dino")
   for key, array in built[1].arrays.items():
-    np.testing.assert_allclose(whole.arrays[key], array, rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(whole.arrays[key], array, atol=2e-5)
 
 
 def test_an_interrupted_build_goes_on(built, weights, tmp_path, monkeypatch):

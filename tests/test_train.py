@@ -15,7 +15,6 @@ import pytest
 from jaxkd import checkpoint, metrics, step, train
 from jaxkd.errors import IntegrityFailure, NumericFailure, UserError
 from jaxkd.experiment import build
-from jaxkd.train import _Loop
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -87,14 +86,14 @@ class Killed(BaseException):
 @pytest.mark.parametrize("at", [5, 8, 11])
 def test_a_killed_run_resumes_bitwise(finished, tmp_path, monkeypatch, at):
   reference, _ = finished
-  original = _Loop._index
+  original = train.make_batch
 
-  def dying(self, step):
+  def dying(experiment, step, banks):
     if step == at:
       raise Killed
-    return original(self, step)
+    return original(experiment, step, banks)
 
-  monkeypatch.setattr(_Loop, "_index", dying)
+  monkeypatch.setattr(train, "make_batch", dying)
   with pytest.raises(Killed):
     train.train(tiny.config(), tmp_path / "run")
   monkeypatch.undo()

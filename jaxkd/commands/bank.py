@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from jaxkd.commands import load_config, parse
 from jaxkd.errors import UserError
@@ -59,11 +60,13 @@ def _list(folder: str) -> int:
   from pathlib import Path
 
   from rich.console import Console
-  from rich.table import Table
+  from rich.table import Column, Table
 
   from jaxkd import bank, files
 
-  table = Table("bank", "state", "images x views", "targets", "weights", "data")
+  table = Table(
+    Column("bank", overflow="fold"), Column("state", no_wrap=True), "images x views", "targets", "weights"
+  )
   marks = [p for kind in ("shard-*of*.json", "building-*of*.json") for p in Path(folder).rglob(kind)]
   for place in sorted({p.parent for p in marks}):
     done = bank.shards(place)
@@ -71,8 +74,7 @@ def _list(folder: str) -> int:
     i = about["identity"]
     state = f"{len(done)} of {done[0]['of']} shards" if done else f"building, {about['done']:,} images"
     targets = ", ".join(f"{k} {'x'.join(map(str, s))}" for k, s in i["targets"].items())
-    table.add_row(
-      str(place), f"{i['images']:,} x {i['views']}", targets, i["weights"][:12], i["data"][:12], state
-    )
-  Console().print(table if table.rows else f"no feature bank below {folder}")
+    table.add_row(str(place), state, f"{i['images']:,} x {i['views']}", targets, i["weights"][:12])
+  width = None if sys.stdout.isatty() else 150  # a file or pipe gets lines long enough for the names
+  Console(width=width).print(table if table.rows else f"no feature bank below {folder}")
   return 0
