@@ -69,9 +69,7 @@ def _image_options(shape: _Shapes, known: Mapping[str, Any], given: Mapping[str,
   stem = next(filter(None, map(shape, stems)), ())
   if len(stem) == 4:
     found["in_channels"] = stem[1]
-    if shape("params/conv1/kernel"):
-      found["stem"] = "imagenet" if stem[2] == 7 else "cifar"
-    else:
+    if not shape("params/conv1/kernel"):  # a ResNet's name fixes its stem
       found["patch_size"] = stem[2]
   heads = ("params/head/kernel", "params/fc/kernel")
   head = next(filter(None, map(shape, heads)), ())

@@ -170,3 +170,15 @@ def test_registers_folded_by_timm_still_verify(tmp_path):
   assert not np.array_equal(back["params"]["cls_token"], variables["params"]["cls_token"])
   error = export._output_error(options | {"name": "dinov2_vits14_reg"}, variables, back)
   assert error < 1e-6
+
+
+def test_a_resnets_name_fixes_its_stem(tmp_path, capsys):
+  """CIFAR weights under the ImageNet name are refused, not quietly taken for another model."""
+  path = tmp_path / "cifar.safetensors"
+  write_safetensors(path, torch_state("resnet18_cifar", "torchvision"), {})
+  options = ["--option", "widths=4,8", "--option", "depths=1,1"]
+  for model, code in (("resnet18", 2), ("resnet18_cifar", 0)):
+    argv = ["import", "--model", model, "--weights", str(path), "--out", str(tmp_path / model), *options]
+    found, _, err = run(capsys, cli.main, *argv)
+    assert found == code, err
+    assert code == 0 or "conv1.weight (4, 3, 3, 3)" in err
