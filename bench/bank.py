@@ -67,12 +67,11 @@ class Variant:
     self.banks = {
       n: banks.open_bank(self.experiment, n) for n, t in self.experiment.teachers.items() if t.bank
     }
-    self.frozen = step.frozen_inputs(self.experiment, {} if constant else self.banks)
-    self.frozen.get("teachers", {}).clear() if constant else None
+    self.frozen = step.frozen_inputs(self.experiment, self.banks)
     self.features = {}
-    if constant:
+    if constant:  # the same arrays every step, no gather from the bank
       rows = {n: b.rows(np.arange(batch), np.zeros(batch, np.int32)) for n, b in self.banks.items()}
-      self.features = {"features": jax.device_put(rows)}
+      self.features, self.frozen["banks"] = {"features": jax.device_put(rows)}, {}
     self.run = step.make_train_step(self.experiment)
     self.state = step.place(self.experiment, step.init_state(self.experiment))
     self.number = 0

@@ -11,21 +11,5 @@ from jaxkd.config import parse_arg
 
 def get_config(arg=None):
   arg = parse_arg(arg, data="cifar10", smoke=False, teacher="dinov2_vits14", views=4, seed=0)
-  augment = {"geometries": arg.views, "crop": 4, "flip": True, "policy": "autoaugment_color", "cutout": 8}
-  bank = f"runs/banks/{arg.data}_{arg.teacher}_ss_ce_only" if arg.views else ""
-  listed = recipes.layers(arg.smoke, (6, 11))
-  taps = {"teacher": "dino", "student_taps": listed}
-  terms = {
-    "ce": {**recipes.LABELS, "smoothing": 0.1},
-    "tokens": {"kind": "token_cosine", "head": "linear", "weight": 0.0, **taps},
-    "relation": {"kind": "correlation", "weight": 0.0, "teacher": "dino", "student_taps": listed[-1:]},
-  }
-  return {
-    "seed": arg.seed,
-    "data": recipes.data(arg.data, arg.smoke, **augment),
-    "model": recipes.deit(arg.smoke, drop_path=0.1),
-    "teachers": {"dino": recipes.dinov2(arg.teacher, arg.smoke, bank=bank)},
-    "terms": terms,
-    "optim": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05, "warmup_epochs": 10.0},
-    "train": recipes.train(arg.smoke, epochs=100.0, batch_size=256),
-  }
+  terms = recipes.token_terms(arg.smoke, tokens=0.0, relation=0.0)
+  return recipes.self_supervised(arg, "ss_ce_only", terms, lr=1e-3, epochs=100.0, batch_size=256)

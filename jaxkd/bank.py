@@ -8,7 +8,6 @@ never silently replaced.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 import time
@@ -309,13 +308,6 @@ def _save_mark(arrays: dict[str, np.ndarray], mark: Path, wanted: dict[str, Any]
     if isinstance(array.base, np.memmap):
       array.base.flush()
   files.write_json(mark, {"identity": wanted, "done": done})
-
-
-def digest(bank: Bank) -> str:
-  """One digest of all files, for a run's metadata."""
-  told = sorted(f"{k}{a.shape}{a.dtype}" for k, a in bank.arrays.items())
-  of_files = sorted(f["sha256"] for about in shards(bank.folder) for f in about["files"].values())
-  return hashlib.sha256("".join([*told, *of_files]).encode()).hexdigest()
 
 
 def place(experiment: Experiment, bank: Bank) -> str:

@@ -66,3 +66,67 @@ def train(smoke: bool, *, epochs: float, batch_size: int, **options: Any) -> dic
   if smoke:
     return {"steps": SMOKE_STEPS, "batch_size": min(batch_size, 16), **options}
   return {"epochs": epochs, "batch_size": batch_size, **options}
+
+
+def self_supervised(
+  arg: Any, name: str, terms: dict[str, Any], *, lr: float, epochs: float, batch_size: int
+) -> dict[str, Any]:
+  """A DINOv2-taught DeiT-Tiny: everything that the presets `ss_*` share; they differ in `terms` and these numbers.
+
+  `arg` has data, smoke, teacher, views and seed; `views` geometries of each image are in a feature bank of its own.
+  """
+  augment = {"geometries": arg.views, "crop": 4, "flip": True, "policy": "autoaugment_color", "cutout": 8}
+  bank = f"runs/banks/{arg.data}_{arg.teacher}_{name}" if arg.views else ""
+  return {
+    "seed": arg.seed,
+    "data": data(arg.data, arg.smoke, **augment),
+    "model": deit(arg.smoke, drop_path=0.1),
+    "teachers": {"dino": dinov2(arg.teacher, arg.smoke, bank=bank)},
+    "terms": {"ce": {**LABELS, "smoothing": 0.1}, **terms},
+    "optim": {"name": "adamw", "lr": lr, "weight_decay": 0.05, "warmup_epochs": 10.0},
+    "train": train(arg.smoke, epochs=epochs, batch_size=batch_size),
+  }
+
+
+def layer_terms(smoke: bool, **structural: Any) -> dict[str, Any]:
+  """Token and correlation terms over four layers, with one structural term of the given name and options."""
+  taps = {"teacher": "dino", "student_taps": layers(smoke, (3, 6, 9, 11))}
+  last = {"teacher": "dino", "student_taps": taps["student_taps"][-1:]}
+  return {
+    "tokens": {"kind": "token_cosine", "head": "linear", "weight": 0.5, **taps},
+    "relation": {"kind": "correlation", "weight": 0.05, "start_epoch": 10.0, **last},
+    **{name: {**options, **taps} for name, options in structural.items()},
+  }
+
+
+def token_terms(smoke: bool, *, tokens: float, relation: float) -> dict[str, Any]:
+  """Token and correlation terms over two layers, with these weights."""
+  listed = layers(smoke, (6, 11))
+  return {
+    "tokens": {
+      "kind": "token_cosine",
+      "head": "linear",
+      "weight": tokens,
+      "teacher": "dino",
+      "student_taps": listed,
+    },
+    "relation": {"kind": "correlation", "weight": relation, "teacher": "dino", "student_taps": listed[-1:]},
+  }
+
+
+def soft_labels(arg: Any, run: str, small: dict[str, Any]) -> dict[str, Any]:
+  """DeiT-Tiny by soft labels of the CNN in `runs/RUN`: everything that the presets `kd_*` share."""
+  augment = {"crop": 4, "flip": True, "policy": "autoaugment", "cutmix": 1.0, "cutout": 8}
+  staged = {"start_epoch": 5.0, "weight": 0.5}
+  return {
+    "seed": arg.seed,
+    "data": data(arg.data, arg.smoke, **augment),
+    "model": deit(arg.smoke, drop_path=0.1),
+    "teachers": {"cnn": teacher(run, arg.smoke, small, view="same")},
+    "terms": {
+      "ce": {**LABELS, "initial_weight": 1.0, **staged},
+      "kd": {"kind": "soft_kd", "teacher": "cnn", "temperature": 4.0, **staged},
+    },
+    "optim": {"name": "adamw", "lr": 5e-4, "weight_decay": 0.05, "warmup_epochs": 10.0},
+    "train": train(arg.smoke, epochs=200.0, batch_size=1024),
+  }

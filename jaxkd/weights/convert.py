@@ -196,7 +196,7 @@ class _Problems:
       told = "; ".join(f"{len(v)} {k}: {_first(v)}" for k, v in lists.items() if v)
       raise WeightsError(
         f"the weights are not those of model '{name}' in style '{style}': {told}",
-        "match the model's options to the weights, or pass strict=False with allow=(...) for what may differ",
+        "match the options to the weights, or list what may differ: --allow PATTERN, allow=(...) with strict=False",
       )
     return left
 
@@ -353,7 +353,7 @@ def to_torch(name: str, variables: Mapping[str, Any], style: str = "timm") -> di
       )
     value = _torch_layout(leaf, value)
     for key, part in zip(keys, np.split(value, len(keys)), strict=True):
-      out[key] = np.ascontiguousarray(_torch_shape(names, key, part, out))
+      out[key] = np.ascontiguousarray(_torch_shape(names, key, part))
   return out | _written_zeros(names, leaves, out)
 
 
@@ -378,7 +378,7 @@ def _torch_layout(leaf: str, value: np.ndarray) -> np.ndarray:
   return np.transpose(value, (3, 2, 0, 1) if value.ndim == 4 else (1, 0))
 
 
-def _torch_shape(names: Table, key: str, value: np.ndarray, written: Mapping[str, np.ndarray]) -> np.ndarray:
+def _torch_shape(names: Table, key: str, value: np.ndarray) -> np.ndarray:
   shape = next((s for pattern, s in names.shapes.items() if re.fullmatch(pattern, key)), "")
   if shape == "row":
     return value[None, None, None]
