@@ -303,19 +303,6 @@ def _from_hsv(h, s, v) -> UInt8[Array, "b h w 3"]:
   return jnp.stack([jnp.select(which, options[:5], options[5]) for options in channels], axis=-1)
 
 
-def color_jitter(
-  images: UInt8[Array, "b h w c"],
-  *,
-  brightness_factor: Float[Array, " b"],
-  contrast_factor: Float[Array, " b"],
-  saturation_factor: Float[Array, " b"],
-  hue_turn: Float[Array, " b"],
-) -> UInt8[Array, "b h w c"]:
-  """Brightness, contrast, saturation and hue, always in this order (torchvision shuffles it per image)."""
-  images = contrast(brightness(images, brightness_factor), contrast_factor)
-  return hue(color(images, saturation_factor), hue_turn)
-
-
 def gaussian_blur(
   images: UInt8[Array, "b h w c"], sigma: Float[Array, " b"], *, kernel_size: int
 ) -> UInt8[Array, "b h w c"]:

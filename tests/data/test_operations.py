@@ -140,25 +140,6 @@ def test_hue_equals_pillow_hsv():
   np.testing.assert_array_equal(ours(operations.hue, turns, images=GREY), GREY)
 
 
-def test_color_jitter_is_its_operations_in_order():
-  factors = (ramp(0.6, 1.4), ramp(1.4, 0.6), ramp(0.8, 1.2))
-  turns = ramp(-0.1, 0.1)
-
-  def pillow(image, i):
-    for enhance, values in zip(("Brightness", "Contrast", "Color"), factors, strict=True):
-      image = getattr(ImageEnhance, enhance)(image).enhance(float(values[int(i)]))
-    return pillow_hue(image, turns[int(i)])
-
-  def jitter(images, first, second, third, turn):
-    return operations.color_jitter(
-      images, brightness_factor=first, contrast_factor=second, saturation_factor=third, hue_turn=turn
-    )
-
-  expected = each(pillow, magnitudes=range(COUNT))
-  assert difference(ours(jitter, *factors, turns), expected).mean() < 0.01
-  assert difference(ours(jitter, *factors[::-1], turns), expected).mean() > 1
-
-
 def pillow_affine(matrices, resample, fill):
   return np.stack(
     [
