@@ -19,6 +19,7 @@ from jaxkd.models.layers import (
   check_sizes,
   choose,
   classify,
+  dense,
   gelu,
   global_mean,
   image_pair,
@@ -57,9 +58,9 @@ class ConvNeXtBlock(nn.Module):
     common: dict[str, Any] = {"dtype": self.dtype, "kernel_init": trunc_normal}
     y = nn.Conv(channels, (7, 7), name="dwconv", **depthwise, **common)(x)
     y = layer_norm(y, self.dtype, "norm")
-    y = gelu(nn.Dense(4 * channels, name="pwconv1", **common)(y))
+    y = gelu(dense(y, 4 * channels, name="pwconv1", **common))
     y = GlobalResponseNorm(self.dtype, name="grn")(y)
-    y = nn.Dense(channels, name="pwconv2", **common)(y)
+    y = dense(y, channels, name="pwconv2", **common)
     return x + DropPath(self.drop_path, name="drop_path")(y, train=train)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from jaxkd.models.layers import choose, gelu, layer_norm, trunc_normal
+from jaxkd.models.layers import choose, dense, gelu, layer_norm, trunc_normal
 
 PROJECTORS = ("linear", "mlp")
 
@@ -28,9 +28,9 @@ class Projector(nn.Module):
     choose("projector", self.kind, PROJECTORS)
     x = x.astype(self.dtype)
     if self.kind == "mlp":
-      x = gelu(nn.Dense(2 * self.features, dtype=self.dtype, kernel_init=trunc_normal, name="fc1")(x))
+      x = gelu(dense(x, 2 * self.features, dtype=self.dtype, kernel_init=trunc_normal, name="fc1"))
     name = "fc2" if self.kind == "mlp" else "proj"
-    x = nn.Dense(self.features, dtype=self.dtype, kernel_init=trunc_normal, name=name)(x)
+    x = dense(x, self.features, dtype=self.dtype, kernel_init=trunc_normal, name=name)
     return layer_norm(x, jnp.float32, "norm") if self.kind == "mlp" else x.astype(jnp.float32)
 
 
@@ -52,7 +52,7 @@ class PrototypeHead(nn.Module):
     x = x.astype(self.dtype)
     for i, width in enumerate((self.hidden, self.hidden, self.bottleneck)):
       x = gelu(x) if i else x
-      x = nn.Dense(width, dtype=self.dtype, kernel_init=trunc_normal, name=f"fc{i + 1}")(x)
+      x = dense(x, width, dtype=self.dtype, kernel_init=trunc_normal, name=f"fc{i + 1}")
     directions = self.param("prototypes", trunc_normal, (self.bottleneck, self.prototypes))
     # float32 from here: scores are divided by temperatures near 0.04, where bfloat16's rounding would show.
     return jnp.matmul(_unit(x.astype(jnp.float32), axis=-1), _unit(directions, axis=0))

@@ -13,7 +13,7 @@ from flax.linen.initializers import constant, truncated_normal
 from jaxtyping import Array, Float
 
 from jaxkd.models.attention import attention, attention_with_maps
-from jaxkd.models.layers import DropPath, batch_norm, conv3x3, gelu, layer_norm, torch_uniform
+from jaxkd.models.layers import DropPath, batch_norm, conv3x3, dense, gelu, layer_norm, torch_uniform
 
 
 class PatchEmbed(nn.Module):
@@ -52,7 +52,7 @@ class Attention(nn.Module):
   ) -> tuple[Float[Array, "b n d"], Float[Array, "b h n n"] | None]:
     b, n, d = x.shape
     init = truncated_normal(self.init_std)
-    qkv = nn.Dense(3 * d, dtype=self.dtype, kernel_init=init, name="qkv")(x)
+    qkv = dense(x, 3 * d, dtype=self.dtype, kernel_init=init, name="qkv")
     qkv = qkv.reshape(b, n, 3, self.heads, d // self.heads)
     q, k, v = (qkv[:, :, i] for i in range(3))
     weights = None
@@ -60,7 +60,7 @@ class Attention(nn.Module):
       y, weights = attention_with_maps(q, k, v)
     else:
       y = attention(q, k, v, implementation=self.implementation)
-    y = nn.Dense(d, dtype=self.dtype, kernel_init=init, name="proj")(y.reshape(b, n, d))
+    y = dense(y.reshape(b, n, d), d, dtype=self.dtype, kernel_init=init, name="proj")
     return nn.Dropout(self.dropout, name="drop")(y, deterministic=not train), weights
 
 
@@ -75,9 +75,9 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "b n d"], *, train: bool) -> Float[Array, "b n d"]:
     hidden, d, init = int(x.shape[-1] * self.ratio), x.shape[-1], truncated_normal(self.init_std)
-    x = gelu(nn.Dense(hidden, dtype=self.dtype, kernel_init=init, name="fc1")(x))
+    x = gelu(dense(x, hidden, dtype=self.dtype, kernel_init=init, name="fc1"))
     x = nn.Dropout(self.dropout, name="drop1")(x, deterministic=not train)
-    x = nn.Dense(d, dtype=self.dtype, kernel_init=init, name="fc2")(x)
+    x = dense(x, d, dtype=self.dtype, kernel_init=init, name="fc2")
     return nn.Dropout(self.dropout, name="drop2")(x, deterministic=not train)
 
 
@@ -96,10 +96,10 @@ class SwiGlu(nn.Module):
   def __call__(self, x: Float[Array, "b n d"], *, train: bool) -> Float[Array, "b n d"]:
     d, init = x.shape[-1], truncated_normal(self.init_std)
     hidden = (int(int(d * self.ratio) * 2 / 3) + 7) // 8 * 8
-    x = nn.Dense(2 * hidden, dtype=self.dtype, kernel_init=init, name="w12")(x)
+    x = dense(x, 2 * hidden, dtype=self.dtype, kernel_init=init, name="w12")
     gate, value = jnp.split(x, 2, axis=-1)
     x = nn.silu(gate.astype(jnp.float32)).astype(self.dtype) * value
-    x = nn.Dense(d, dtype=self.dtype, kernel_init=init, name="w3")(x)
+    x = dense(x, d, dtype=self.dtype, kernel_init=init, name="w3")
     return nn.Dropout(self.dropout, name="drop")(x, deterministic=not train)
 
 
