@@ -17,7 +17,7 @@ from jaxkd.models.adaptive_cnn import adaptive_cnn
 from jaxkd.models.convnextv2 import convnextv2
 from jaxkd.models.dinov2 import dinov2
 from jaxkd.models.heads import Projector, PrototypeHead
-from jaxkd.models.layers import choose, did_you_mean
+from jaxkd.models.layers import choose, listed
 from jaxkd.models.parameters import parameter_table
 from jaxkd.models.resnet import resnet
 from jaxkd.models.vit import vit
@@ -71,8 +71,8 @@ def options(name: str) -> dict[str, Any]:
 
 def create(name: str, **given: Any) -> nn.Module:
   """Builds a model. Raises ValueError for an unknown name or option and for values that do not fit."""
+  known = options(name)
   for option in given:
-    if option not in (known := options(name)):
-      hint = did_you_mean(option, known)
-      raise ValueError(f"model {name!r} has no option {option!r}; known: {', '.join(known)}{hint}")
+    if option not in known:
+      raise ValueError(f"model {name!r} has no option {option!r}; {listed(option, known)}")
   return BUILDERS[choose("model", name, BUILDERS)](**given)

@@ -20,6 +20,7 @@ from jaxkd.models.layers import (
   conv3x3,
   global_mean,
   image_pair,
+  run_block,
   torch_uniform,
 )
 
@@ -57,6 +58,7 @@ class AdaptiveCNN(nn.Module):
   head_width: int
   dropout: float = 0.3
   dtype: Any = jnp.float32
+  remat: bool = False
 
   @property
   def special_tokens(self) -> int:
@@ -81,7 +83,7 @@ class AdaptiveCNN(nn.Module):
       for block in range(depth):
         stride = 2 if stage and not block else 1
         layer = ResidualBlock(width, stride, True, self.dtype, name=f"stage{stage}_block{block}")
-        x = layer(x, train=train)
+        x = run_block(layer, x, remat=self.remat, train=train)
       taps[f"stage{stage}"] = x
     taps["features"] = global_mean(x)
     taps["logits"] = taps["logits/cls"] = self._head(taps["features"], train)

@@ -24,6 +24,7 @@ from jaxkd.models.layers import (
   global_mean,
   image_pair,
   layer_norm,
+  run_block,
   trunc_normal,
 )
 
@@ -80,6 +81,7 @@ class ConvNeXtV2(nn.Module):
   drop_path: float = 0.0
   norm_epsilon: float = 1e-6
   dtype: Any = jnp.float32
+  remat: bool = False
 
   @property
   def special_tokens(self) -> int:
@@ -105,7 +107,8 @@ class ConvNeXtV2(nn.Module):
         x = self._patches(x, width, 2, f"down{stage}_conv")
       for i in range(depth):
         rate = self.drop_path * done / max(sum(self.depths) - 1, 1)
-        x = ConvNeXtBlock(rate, self.dtype, name=f"stage{stage}_block{i}")(x, train=train)
+        layer = ConvNeXtBlock(rate, self.dtype, name=f"stage{stage}_block{i}")
+        x = run_block(layer, x, remat=self.remat, train=train)
         done += 1
       taps[f"stage{stage}"] = x
     taps["features"] = layer_norm(global_mean(x), jnp.float32, "norm", self.norm_epsilon)

@@ -6,7 +6,6 @@ are float32 whatever the compute dtype; statistics (LayerNorm, BatchNorm, softma
 float32.
 """
 
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
+
+from jaxkd.errors import nearest
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -24,17 +25,17 @@ torch_uniform = nn.initializers.variance_scaling(
 )  # torch's default for Linear and Conv
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-  """`"; did you mean 'x'?"` for the nearest known name, or an empty string."""
-  close = difflib.get_close_matches(str(name), list(known), n=1)
-  return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def choose(option: str, value: str, known: Iterable[str]) -> str:
   """The value if it is one of the known ones, else a ValueError that names them."""
   if value not in (known := list(known)):
-    raise ValueError(f"unknown {option} {value!r}; known: {', '.join(known)}{did_you_mean(value, known)}")
+    raise ValueError(f"unknown {option} {value!r}; {listed(value, known)}")
   return value
+
+
+def listed(value: Any, known: Iterable[str]) -> str:
+  """`known: a, b; did you mean 'a'?`, the end of a message."""
+  close = nearest(str(value), known := list(known))
+  return f"known: {', '.join(known)}" + f"; {close}" * bool(close)
 
 
 def check_classes(num_classes: int) -> None:
@@ -79,9 +80,8 @@ def check_images(images: Array, in_channels: int) -> None:
 def dense(x: Float[Array, "... p"], features: int, **options: Any) -> Float[Array, "... q"]:
   """A linear layer over the last axis; `options` are those of `nn.Dense` (name, dtype, kernel_init).
 
-  The axes before the last are one while it multiplies. XLA would otherwise sum the kernel's gradient over two
-  axes, transposes a copy of the cotangent for that and recomputes the whole residual stream's gradient in each
-  of these copies: on CPU DeiT-Tiny's backward pass took 2.3 times as long.
+  The axes before the last are one while it multiplies: XLA would otherwise transpose a copy of the cotangent for
+  the kernel's gradient, and on CPU recompute in it what led to the cotangent (see `transformer.Block`).
   """
   return nn.Dense(features, dot_general=_product_of_rows, **options)(x)
 
@@ -113,6 +113,15 @@ def float32_layer_norm(name: str, epsilon: float = 1e-6) -> nn.LayerNorm:
   return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=jnp.float32, name=name)
 
 
+def run_block(block: nn.Module, x: Array, *, remat: bool, **options: Any) -> Any:
+  """`block(x, **options)`; with `remat` its inside is computed again in the backward pass instead of being kept."""
+
+  def call(block: nn.Module, x: Array) -> Any:
+    return block(x, **options)
+
+  return nn.remat(call)(block, x) if remat else call(block, x)
+
+
 BATCH_NORM_MOMENTUM = 0.9  # share of the running statistics that a training step keeps
 
 
@@ -121,7 +130,12 @@ def batch_norm(x: Float[Array, "b h w c"], train: bool, dtype: Any, name: str) -
 
   One difference: the running variance is the biased one, n/(n-1) below torch's for n values per channel.
   """
-  options: dict[str, Any] = {"momentum": BATCH_NORM_MOMENTUM, "epsilon": 1e-5, "dtype": jnp.float32, "name": name}
+  options: dict[str, Any] = {
+    "momentum": BATCH_NORM_MOMENTUM,
+    "epsilon": 1e-5,
+    "dtype": jnp.float32,
+    "name": name,
+  }
   return nn.BatchNorm(use_running_average=not train, **options)(x.astype(jnp.float32)).astype(dtype)
 
 

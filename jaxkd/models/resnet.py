@@ -20,6 +20,7 @@ from jaxkd.models.layers import (
   global_mean,
   he_normal,
   image_pair,
+  run_block,
   torch_uniform,
 )
 
@@ -41,6 +42,7 @@ class ResNet(nn.Module):
   depths: tuple[int, ...]
   stem: str = "cifar"
   dtype: Any = jnp.float32
+  remat: bool = False
 
   @property
   def special_tokens(self) -> int:
@@ -63,7 +65,7 @@ class ResNet(nn.Module):
       for block in range(depth):
         stride = 2 if stage and not block else 1
         layer = ResidualBlock(width, stride, False, self.dtype, name=f"layer{stage + 1}_{block}")
-        x = layer(x, train=train)
+        x = run_block(layer, x, remat=self.remat, train=train)
       taps[f"stage{stage}"] = x
     taps["features"] = global_mean(x)
     logits = classify(taps["features"], self.num_classes, self.dtype, "fc", torch_uniform)

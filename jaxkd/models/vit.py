@@ -24,6 +24,7 @@ from jaxkd.models.layers import (
   classify,
   float32_layer_norm,
   image_pair,
+  run_block,
 )
 from jaxkd.models.positions import grid_of, resize_positions
 from jaxkd.models.transformer import Block, PatchEmbed
@@ -71,6 +72,7 @@ class ViT(nn.Module):
   attention: str = "xla"
   init_std: float = 0.02
   dtype: Any = jnp.float32
+  remat: bool = False
 
   @property
   def special_tokens(self) -> int:
@@ -99,7 +101,7 @@ class ViT(nn.Module):
     x = self._embed(images, train)
     taps = {"embed/tokens": x}
     for i in range(self.depth):
-      x, weights = self._block(i)(x, train=train, maps=maps)
+      x, weights = run_block(self._block(i), x, remat=self.remat, train=train, maps=maps)
       normed = norm(x.astype(jnp.float32)).astype(self.dtype)
       taps |= {f"block{i:02d}/tokens": x, f"block{i:02d}/normed": normed, f"block{i:02d}/cls": x[:, 0]}
       if weights is not None:
