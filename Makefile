@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test parity lint bench clean
+.PHONY: demo test parity lint bench torture clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed  ## trains teachers and matched students on the bundled digits, prints table and report
@@ -21,6 +21,9 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m bench.step
+
+torture: $(VENV)/.installed-test  ## kills runs at random and compares their ends; writes results/torture.json
+	$(BIN)/python -m bench.torture --kills 20
 
 $(VENV)/bin/python:
 	@echo "creating $(VENV)"

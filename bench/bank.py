@@ -23,6 +23,7 @@ from jaxkd import bank as banks
 from jaxkd import config as configs
 from jaxkd import run_folder, step
 from jaxkd.experiment import build
+from jaxkd.feed import make_batch
 
 LAYERS = tuple(f"block{i:02d}/tokens" for i in (3, 6, 9, 11))
 
@@ -78,7 +79,7 @@ class Variant:
     self.seconds()  # compiles
 
   def seconds(self) -> float:
-    batch = step.make_batch(self.experiment, self.number, {}) | self.features
+    batch = make_batch(self.experiment, self.number, {}) | self.features
     self.number += 1
     start = time.perf_counter()
     self.state, metrics = self.run(self.state, batch, self.frozen)

@@ -15,7 +15,8 @@ import numpy as np
 from jaxkd import config as configs
 from jaxkd import run_folder
 from jaxkd.experiment import build
-from jaxkd.step import frozen_inputs, init_state, make_batch, make_train_step, place
+from jaxkd.feed import make_batch
+from jaxkd.step import frozen_inputs, init_state, make_train_step, place
 
 
 def measure(config, steps: int) -> dict[str, float | str]:

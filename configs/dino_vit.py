@@ -3,18 +3,25 @@
 python -m jaxkd.main --config=configs/dino_vit.py:digits --workdir=runs/dino_digits
 """
 
+from jaxkd import schema
 from jaxkd.config import parse_arg
+
+GREY = {"brightness": 0.4, "contrast": 0.4}
+# With `views.recipe`: DINO's own. Grey images have no hue to turn and no colour to lose.
+COLOUR = {**GREY, "saturation": 0.2, "hue": 0.1, "jitter": 0.8, "grayscale": 0.2}
 
 
 def get_config(arg=None):
   arg = parse_arg(arg, data="digits", smoke=False, seed=0)
+  grey = arg.data in schema.GREY_SETS
   return {
     "seed": arg.seed,
     "data": {
       "name": arg.data,
       "image_size": 16,
-      "augment": {"brightness": 0.4, "contrast": 0.4},
+      "augment": GREY if grey else COLOUR,
       "views": {
+        "recipe": "none" if grey else "dino",
         "global_count": 2,
         "global_scale": (0.6, 1.0),
         "local_count": 4,

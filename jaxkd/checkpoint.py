@@ -10,6 +10,9 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
+import os
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +24,10 @@ from flax import serialization
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxkd import files
-from jaxkd.errors import IntegrityFailure, UserError
+from jaxkd.errors import CannotWrite, IntegrityFailure, UserError
 
 ITEMS = ("state", "config", "meta", "digests")
+TEMPORARY = "*.orbax-checkpoint-tmp"
 log = logging.getLogger("jaxkd")
 
 
@@ -45,9 +49,15 @@ class Checkpoint:
 
   @property
   def variables(self) -> dict[str, Any]:
-    """What the model is applied with: the moving average where the run kept one."""
-    params = self.state["ema" if self.meta["inference"] == "ema" else "params"]
-    return {"params": params["model"], **self.state["stats"]}
+    """What the model is applied with: an average of parameters where the run kept one."""
+    return inference_variables(self.state, self.meta["inference"])
+
+
+def inference_variables(state: dict[str, Any], inference: str) -> dict[str, Any]:
+  """Variables of the model in a training state: its average ("swa"), moving average ("ema") or last "params"."""
+  if inference == "swa":
+    return state["average"]
+  return {"params": state[inference]["model"], **state["stats"]}
 
 
 class Checkpoints:
@@ -64,11 +74,21 @@ class Checkpoints:
     kept = [policies.LatestN(keep)]
     if metric:
       kept.append(policies.BestN(get_metric_fn=lambda m: m.get(metric, -np.inf), reverse=False, n=1))
-    options = ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy(kept))
-    self.manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
+    policy = policies.AnyPreservationPolicy(kept)
+    options = ocp.CheckpointManagerOptions(preservation_policy=policy)
+    for name in ("absl", "asyncio"):  # Orbax logs, with tracebacks, what it then raises
+      logging.getLogger(name).setLevel(logging.CRITICAL)
+    self.size = 0  # of the last checkpoint, in bytes before compression
+    with self._disk_errors():
+      self._remove_unfinished()
+      self.manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
 
   def save(self, step: int, state, *, config, meta: dict, metrics: dict[str, float]) -> None:
-    """Writes `step` in the background from a host copy, so that the caller may donate `state` at once."""
+    """Writes `step` in the background from a host copy, so that the caller may donate `state` at once.
+
+    Raises:
+      CannotWrite: this save could not start, or the one before it failed in the background.
+    """
     tree = jax.tree.map(np.array, serialization.to_state_dict(jax.device_get(state)))
     items = {
       "state": ocp.args.StandardSave(tree),
@@ -76,7 +96,9 @@ class Checkpoints:
       "meta": ocp.args.JsonSave({**meta, "step": step, "metrics": metrics}),
       "digests": ocp.args.JsonSave(digests(tree)),
     }
-    self.manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+    self.size = sum(x.nbytes for x in jax.tree.leaves(tree))
+    with self._disk_errors():
+      self.manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
 
   def restore(self, target) -> tuple[Any, int] | None:
     """The newest good step as (state shaped like `target`, step); a bad one is kept as `<step>.corrupt`.
@@ -92,11 +114,11 @@ class Checkpoints:
         found = read_step(self.folder / str(step))
         return serialization.from_state_dict(target, found.state), step
       except IntegrityFailure as e:
-        bad = self.folder / f"{step}.corrupt"
+        bad = _unused(self.folder / f"{step}.corrupt")
         log.warning("%s; kept as %s, falling back", e.message, bad.name)
         (self.folder / str(step)).rename(bad)
         self.manager.reload()
-    if steps:
+    if steps or any(self.folder.glob("*.corrupt*")):  # never a silent fresh start
       raise IntegrityFailure(f"no good checkpoint in {self.folder}", "start again in another --workdir")
     return None
 
@@ -113,11 +135,53 @@ class Checkpoints:
     return read_json(self.folder / str(step), "meta")["metrics"]
 
   def wait(self) -> None:
-    self.manager.wait_until_finished()
+    """Returns once everything is on the disk.
+
+    Raises:
+      CannotWrite: a save failed in the background.
+    """
+    with self._disk_errors():
+      self.manager.wait_until_finished()
 
   def close(self) -> None:
     self.wait()
     self.manager.close()
+
+  def _remove_unfinished(self) -> None:
+    """Removes what a killed or failed save left behind; nothing reads it, and a full disk needs the room."""
+    for path in self.folder.glob(TEMPORARY):
+      shutil.rmtree(path, ignore_errors=True)
+
+  @contextlib.contextmanager
+  def _disk_errors(self) -> Iterator[None]:
+    """The operating system's refusals, in whatever wrapping Orbax and TensorStore give them, as CannotWrite."""
+    try:
+      yield
+    except Exception as e:
+      number = _os_error(e)
+      if number is None:
+        raise
+      room = f", {shutil.disk_usage(self.folder).free:,} are free" if self.folder.is_dir() else ""
+      need = f"; a checkpoint needs {self.size:,} bytes{room}" if self.size else ""
+      hint = "free space (earlier steps are intact), then run the same command to continue"
+      raise CannotWrite(f"cannot write {self.folder}: {os.strerror(number)}{need}", hint) from e
+
+
+def _os_error(error: BaseException | None) -> int | None:
+  """The errno behind an exception; TensorStore hides it in the text of a ValueError."""
+  while error is not None:
+    if isinstance(error, OSError) and error.errno:
+      return error.errno
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):
+      return int(found[1])
+    error = error.__cause__ or error.__context__
+  return None
+
+
+def _unused(path: Path) -> Path:
+  """`path`, or `path2`, `path3`, ...: the first that does not exist."""
+  names = (path.with_name(f"{path.name}{i or ''}") for i in (0, *range(2, 1000)))
+  return next(p for p in names if not p.exists())
 
 
 def digests(tree) -> dict[str, str]:

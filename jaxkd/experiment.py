@@ -15,12 +15,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxkd import config as configs
-from jaxkd import data, models, optim, sharding, teachers
+from jaxkd import data, optim, schema, sharding, teachers
 from jaxkd.data import Dataset
 from jaxkd.errors import UserError
+from jaxkd.model_options import create_model
 from jaxkd.objective import Objective
 from jaxkd.targets import Owner
 from jaxkd.teachers import Teacher
+from jaxkd.term_check import check_terms
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,6 +65,10 @@ class Experiment:
   def uses_ema(self) -> bool:
     return self.config.train.ema > 0
 
+  @property
+  def uses_swa(self) -> bool:
+    return self.config.train.swa_start_epoch > 0
+
 
 def build(config: ConfigDict) -> Experiment:
   """Builds and cross-checks a run.
@@ -72,13 +78,23 @@ def build(config: ConfigDict) -> Experiment:
   """
   dataset = data.load(config.data)
   options = model_options(config, dataset)
-  model = create_model(options)
-  frozen = teachers.load_teachers(config, model, dataset)
+  model = recomputing(create_model(options), config.train.remat)
+  _check_following(config)
   mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
-  sharding.check_batch(config.train.batch_size, mesh)
   per_epoch = data.steps_per_epoch(len(dataset.train), config.train.batch_size)
+  sharding.check_batch(config.train.batch_size, mesh)
+  frozen = teachers.load_teachers(config, model, dataset)
   steps = config.train.steps or math.ceil(config.train.epochs * per_epoch)
   steps = -(-steps // config.optim.accumulate) * config.optim.accumulate  # the last update is a whole one
+  if steps >= 2**31:
+    raise UserError(
+      f"train.epochs={config.train.epochs:g} are {steps} steps", "train for fewer than 2147483648 steps"
+    )
+  if (start := config.train.swa_start_epoch) * per_epoch > steps:
+    raise UserError(
+      f"train.swa_start_epoch={start:g} is after the run of {steps / per_epoch:g} epochs: an average of nothing",
+      "start earlier, e.g. at three quarters",
+    )
   batch_size = config.train.batch_size
   schedule = optim.make_schedule(config.optim, steps=steps, steps_per_epoch=per_epoch, batch_size=batch_size)
   tx = optim.make_optimizer(config.optim, schedule)
@@ -94,6 +110,9 @@ def build(config: ConfigDict) -> Experiment:
     unmixed=frozenset(n for n, t in frozen.items() if t.view != "same"),
     mixing=bool(augment.get("mixup", 0) or augment.get("cutmix", 0)),
   )
+  _check_crops(config, model, dataset)
+  _check_optimizer(tx, model, objective, dataset)
+  check_terms(objective, batch_size=batch_size)
   for term, _, target in objective.whitened():
     if frozen[target.teacher].is_ema:
       raise UserError(
@@ -101,6 +120,63 @@ def build(config: ConfigDict) -> Experiment:
         "set whiten=false, or use a frozen teacher",
       )
   return Experiment(config, dataset, model, options, frozen, objective, tx, schedule, mesh, steps, per_epoch)
+
+
+def _check_crops(config: ConfigDict, model: nn.Module, dataset: Dataset) -> None:
+  """Raises UserError for small crops that the model cannot take."""
+  side, patch = config.data.views.local_size, getattr(model, "patch_size", 1)
+  if not config.data.views.local_count:
+    return
+  try:
+    _abstract_taps(model, jax.ShapeDtypeStruct((2, side, side, dataset.image_shape[-1]), jnp.float32))
+  except (ValueError, TypeError) as e:
+    near = sorted({max(side // patch, 1) * patch, (side // patch + 1) * patch})
+    raise UserError(f"data.views.local_size={side}: {e}", f"set it to {' or '.join(map(str, near))}") from e
+
+
+def recomputing(model: nn.Module, remat: str) -> nn.Module:
+  """`model`, with `jax.checkpoint` around each of its blocks for `remat="blocks"`."""
+  if remat == "none":
+    return model
+  if not hasattr(model, "remat"):
+    raise UserError(
+      f"train.remat='{remat}': {type(model).__name__} has no blocks to recompute", "set it to none"
+    )
+  return model.clone(remat=True)
+
+
+def _check_optimizer(
+  tx: optax.GradientTransformation, model: nn.Module, objective: Objective, dataset: Dataset
+) -> None:
+  """Raises the UserErrors of the optimiser's `init` (freezing, Muon, depths) before anything is compiled."""
+  images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
+  shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)["params"]
+  heads, _ = jax.eval_shape(lambda: objective.init(jax.random.key(0)))
+  jax.eval_shape(tx.init, {"model": shapes, "heads": heads})
+
+
+def _check_following(config: ConfigDict) -> None:
+  """Raises UserError for what follows a metric on validation where there is none."""
+  for key, used in (
+    ("optim.schedule=plateau", config.optim.schedule == "plateau"),
+    (f"train.patience={config.train.patience}", config.train.patience > 0),
+  ):
+    if used and config.eval.metric == "none":
+      raise UserError(
+        f"{key} follows a metric on validation, and eval.metric is none",
+        "set --config.eval.metric=accuracy_cls",
+      )
+
+
+def coupled_terms(config: ConfigDict) -> dict[str, str]:
+  """Terms that relate the samples of a batch to each other, with what they relate; `optim.accumulate` splits these."""
+  found = {}
+  for name, term in config.terms.items():
+    if term.kind in schema.COUPLED_KINDS:
+      found[name] = schema.COUPLED_KINDS[term.kind]
+    elif term.get("over", "tokens") == "samples":
+      found[name] = "similarities of samples"
+  return {n: what for n, what in found.items() if config.terms[n].kind != "dist" or config.terms[n].gamma > 0}
 
 
 def _owner(name: str, model: nn.Module, taps: dict) -> Owner:
@@ -112,14 +188,6 @@ def model_options(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
   size, _, channels = dataset.image_shape
   decided = {"image_size": size, "in_channels": channels, "num_classes": len(dataset.class_names)}
   return {**decided, "dtype": config.precision.compute, **config.model.to_dict()}
-
-
-def create_model(options: dict[str, Any]) -> nn.Module:
-  """`jaxkd.models.create`, with its complaints as user errors."""
-  try:
-    return models.create(**options)
-  except (ValueError, TypeError) as e:
-    raise UserError(f"config.model: {e}", "see jaxkd.models.options(name) for what it takes") from e
 
 
 def tap_shapes(

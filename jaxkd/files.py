@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -27,6 +28,15 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
   """See `write_json`."""
   write_bytes(path, text.encode())
+
+
+def write_npz(path: Path, arrays: dict[str, Any]) -> None:
+  """A `.npz` of `arrays`; see `write_json`."""
+  import numpy as np
+
+  content = io.BytesIO()
+  np.savez(content, **arrays)
+  write_bytes(path, content.getvalue())
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Callable
 
-from jaxkd.errors import JaxkdError, UserError, did_you_mean
+from jaxkd.errors import JaxkdError, UserError, did_you_mean, is_out_of_memory
 
 COMMANDS = {
   "train": "train what the config says; the same command again resumes",
@@ -17,10 +18,12 @@ COMMANDS = {
   "forensics": "compare checkpoints: curvature, attention, similarity; writes report.html",
   "study": "the whole experiment: teachers, matched students, seeds, statistics, report",
   "bank": "build, check or list feature banks of frozen teachers",
+  "replay": "run the step again at which a run failed",
   "preview": "a picture grid of what student and teachers see",
   "inspect": "what a checkpoint or weights file holds, without building its model",
   "export": "a checkpoint to torch names, jax.export or ONNX, with a model card",
 }
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # wherever they arise
 EXIT_CODES = """exit codes: 0 done, 1 bug, 2 user error, 3 numeric failure, 4 integrity failure, 5 out of device memory,
   74 cannot write, 75 preempted and saved, 130 interrupted and saved"""
 
@@ -74,11 +77,17 @@ def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
       print(f"hint: {e.hint}", file=sys.stderr)
     return e.code
   except RuntimeError as e:
-    if "RESOURCE_EXHAUSTED" not in str(e):
+    if not is_out_of_memory(e):
       raise
     print(f"error: out of device memory: {str(e).splitlines()[0][:200]}", file=sys.stderr)
     print("hint: lower train.batch_size, eval.batch_size or --images, or use more devices", file=sys.stderr)
     return 5
+  except OSError as e:
+    if e.errno not in CANNOT_WRITE:
+      raise
+    print(f"error: cannot write {e.filename or 'a file'}: {e.strerror}", file=sys.stderr)
+    print("hint: free space or choose another folder, then run the same command", file=sys.stderr)
+    return 74
   except KeyboardInterrupt:
     print("error: interrupted\nhint: the same command again continues", file=sys.stderr)
     return 130
@@ -86,7 +95,12 @@ def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
 
 def entry() -> None:
   """The `jaxkd` console script."""
-  sys.exit(main())
+  code = main()
+  if code == 130:  # after a second Ctrl-C a save may still run in the background; nobody waits for it
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def _check(term: Term, teachers: dict[str, Owner], mixing: bool) -> None:
   for field, owner, tap in owned:
     if spatial and len(owner.taps[tap].shape) == 2:
       raise UserError(
-        f"{where}.{field}: {owner.name}'s '{tap}' has no tokens",
+        f"{where}.{field}: '{tap}' of {owner.name} has no tokens",
         "name a tap with tokens (blockNN/tokens, stageN) or set over=samples",
       )
   if mixing and kind == "cross_entropy" and term.options.smoothing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import jax
@@ -10,9 +9,11 @@ import optax
 
 from jaxkd import lr_schedules
 from jaxkd import parameter_groups as groups
+from jaxkd.config_rules import check_milestones
 from jaxkd.errors import UserError
 from jaxkd.muon import muon
 from jaxkd.parameter_groups import decay_mask
+from jaxkd.plateau import scale_by_plateau
 
 __all__ = ["decay_mask", "make_optimizer", "make_schedule", "peak_lr"]
 
@@ -61,12 +62,13 @@ def _after(optim, lr: float, *, updates: int, warmup: int, per_epoch: float) -> 
   match optim.schedule:
     case "cosine":
       return optax.cosine_decay_schedule(lr, left, alpha=optim.final_lr)
-    case "constant":
+    case "constant" | "plateau":  # the factor of a plateau is in the optimiser's state, see make_optimizer
       return optax.constant_schedule(lr)
     case "linear":
       return optax.linear_schedule(lr, lr * optim.final_lr, left)
     case "step":
-      milestones = [round(epoch * per_epoch) - warmup for epoch in _milestones(optim)]
+      check_milestones(optim, "optim")
+      milestones = [round(epoch * per_epoch) - warmup for epoch in optim.milestones]
       return lr_schedules.multi_step(lr, milestones=milestones, gamma=optim.milestone_gamma)
     case "exponential":
       return lr_schedules.exponential(lr, gamma=optim.epoch_gamma, period=per_epoch)
@@ -77,21 +79,6 @@ def _after(optim, lr: float, *, updates: int, warmup: int, per_epoch: float) -> 
     case "cyclic":
       return lr_schedules.cyclic(lr, period=optim.cycle_epochs * per_epoch, low=optim.initial_lr)
   raise ValueError(f"make_schedule: unknown schedule '{optim.schedule}'")
-
-
-def _milestones(optim) -> tuple[float, ...]:
-  found = tuple(optim.milestones)
-  numbers = all(isinstance(m, int | float) and not isinstance(m, bool) for m in found)
-  if not found or not numbers or any(b <= a for a, b in itertools.pairwise((0.0, *found))):
-    raise UserError(
-      f"optim.milestones {found} are not increasing numbers of epochs", "e.g. --config.optim.milestones=15,25"
-    )
-  if found[0] < optim.warmup_epochs:
-    raise UserError(
-      f"optim.milestones: {found[0]} lies in the warm-up of {optim.warmup_epochs} epochs",
-      "warm up for a shorter time or drop the learning rate later",
-    )
-  return found
 
 
 def make_optimizer(optim, schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -106,6 +93,8 @@ def make_optimizer(optim, schedule: optax.Schedule) -> optax.GradientTransformat
   groups.compiled(optim.freeze)
   every = optim.accumulate
   tx = _rule(optim, schedule if every == 1 else lambda update: schedule(update * every))
+  if optim.schedule == "plateau":
+    tx = optax.chain(tx, scale_by_plateau())
   if optim.clip:
     tx = optax.chain(optax.clip_by_global_norm(optim.clip), tx)
   if every > 1:
@@ -163,7 +152,11 @@ def _trained_only(tx: optax.GradientTransformation, freeze: tuple[str, ...]) -> 
 def _scale_by_depth(factor: float) -> optax.GradientTransformation:
   """Updates, decoupled weight decay included, times `factor` for each block below the head."""
 
-  def scale(updates, _):
-    return jax.tree.map(lambda u, s: u * s, updates, groups.depth_scales(updates, factor))
+  def init(params):
+    groups.depths(params)  # complains before anything is compiled
+    return optax.EmptyState()
 
-  return optax.stateless(scale)
+  def update(updates, state, _=None):
+    return jax.tree.map(lambda u, s: u * s, updates, groups.depth_scales(updates, factor)), state
+
+  return optax.GradientTransformation(init, update)

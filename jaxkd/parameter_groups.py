@@ -61,6 +61,13 @@ def trainable_mask(params, freeze: Iterable[str]) -> dict:
   return _by_path(trained, params)
 
 
+def keep_trained(tree, freeze: Iterable[str]):
+  """`tree` (gradients, say) with None, which is no leaf, where `freeze` matches; without `freeze` as it is."""
+  if not freeze:
+    return tree
+  return jax.tree.map(lambda leaf, trained: leaf if trained else None, tree, trainable_mask(tree, freeze))
+
+
 def compiled(freeze: Iterable[str]) -> list[re.Pattern]:
   """The regular expressions of `optim.freeze`, or a UserError for what is none."""
   found = []

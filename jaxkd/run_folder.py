@@ -20,27 +20,37 @@ from ml_collections import ConfigDict
 import jaxkd
 from jaxkd import config as configs
 from jaxkd import files
-from jaxkd.errors import UserError
+from jaxkd.errors import UserError, one_line
 
 log = logging.getLogger("jaxkd")
 # Changing these does not change what is computed, so a run may be resumed with other values.
-HARMLESS = ("log.", "checkpoint.", "eval.batch_size", "data.root", "data.download")
+SAME_BATCHES = ("data.root", "data.download", "data.placement", "data.device_gib", "data.workers")
+HARMLESS = ("log.", "checkpoint.", "eval.batch_size", *SAME_BATCHES)
 
 
 def check_folder(config: ConfigDict, folder: Path) -> None:
   """Raises UserError when `folder` holds a run of another config, naming the keys that differ."""
-  path = folder / "config.json"
-  if not path.exists():
-    return
-  changed = configs.difference(
-    configs.from_json(path.read_text()), configs.from_json(configs.to_json(config))
-  )
-  changed = {k: v for k, v in changed.items() if not k.startswith(HARMLESS)}
+  changed = {k: v for k, v in _changed_keys(config, folder).items() if not k.startswith(HARMLESS)}
   if changed:
     keys = ", ".join(f"{k} ({old!r} there, {new!r} now)" for k, (old, new) in list(changed.items())[:4])
     raise UserError(
       f"{folder} holds a run with another config: {keys}", "choose another --workdir, or that config"
     )
+
+
+def _changed_keys(config: ConfigDict, folder: Path) -> dict[str, tuple[Any, Any]]:
+  """Keys in which the run of `folder` differs from `config`, as {key: (there, now)}; none if there is no run."""
+  path = folder / "config.json"
+  if not path.exists():
+    return {}
+  return configs.difference(configs.from_json(path.read_text()), configs.from_json(configs.to_json(config)))
+
+
+def has_steps(folder: Path) -> bool:
+  """Whether a checkpoint was ever completed here, good or damaged."""
+  return any(
+    p.name.partition(".")[0].isdigit() and "tmp" not in p.name for p in (folder / "checkpoints").glob("*")
+  )
 
 
 def finished(folder: Path) -> tuple[int, dict[str, Any]]:
@@ -49,12 +59,29 @@ def finished(folder: Path) -> tuple[int, dict[str, Any]]:
 
 
 def write_head(config: ConfigDict, folder: Path) -> None:
+  """Writes what the run is and where it runs; of a resumed run, logs in what it differs from before."""
+  now = environment()
+  for key, (old, new) in _changed_keys(config, folder).items():
+    log.info("config %s: %r before, %r from here", key, old, new)
+  for key, (old, new) in _changed_environment(folder, now).items():
+    log.warning(
+      "the run was started with %s %s, now %s: results may not be bitwise those of one run", key, old, new
+    )
   files.write_text(folder / "config.json", configs.to_json(config) + "\n")
   if not (folder / "command.txt").exists():
     files.write_text(folder / "command.txt", command_line() + "\n")
-  files.write_json(folder / "env.json", environment())
+  files.write_json(folder / "env.json", now)
   for stale in ("PREEMPTED", "FAILED.json"):
     (folder / stale).unlink(missing_ok=True)
+
+
+def _changed_environment(folder: Path, now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+  """Versions, devices and code version that are not those of `env.json`, as {name: (before, now)}."""
+  path = folder / "env.json"
+  if not path.exists():
+    return {}
+  before = files.read_json(path)
+  return {k: (before.get(k), v) for k, v in now.items() if k != "date" and before.get(k, v) != v}
 
 
 def command_line() -> str:
@@ -96,17 +123,33 @@ def hardware() -> str:
 
 
 class FileLog:
-  """Sends the `jaxkd` logger to a run's train.log while the run lasts."""
+  """Sends the `jaxkd` logger to a run's train.log, and its warnings to the terminal too, while the run lasts."""
 
   def __init__(self, path: Path):
-    self.handler = logging.FileHandler(path)
-    self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    self.handlers = (_LogFile(path), logging.StreamHandler())
+    self.handlers[0].setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
+    self.handlers[1].setFormatter(_OneLine("warning: %(message)s"))
+    self.handlers[1].setLevel(logging.WARNING)
 
   def __enter__(self) -> None:
     log.propagate = False  # absl gives the root logger a handler of its own
-    log.addHandler(self.handler)
     log.setLevel(logging.INFO)
+    for handler in self.handlers:
+      log.addHandler(handler)
 
   def __exit__(self, *_: object) -> None:
-    log.removeHandler(self.handler)
-    self.handler.close()
+    for handler in self.handlers:
+      log.removeHandler(handler)
+      handler.close()
+
+
+class _OneLine(logging.Formatter):
+  """Records without control characters: a class or run name cannot forge a line."""
+
+  def format(self, record: logging.LogRecord) -> str:
+    return one_line(super().format(record))
+
+
+class _LogFile(logging.FileHandler):
+  def handleError(self, record: logging.LogRecord) -> None:
+    """Drops the line: a full disk stops the run at its next metric or checkpoint, with a message of its own."""

@@ -17,6 +17,12 @@ class Field:
   choices: tuple | None = None
   kind: type | None = None
   above: float | None = None  # an exclusive lower limit
+  items: type | None = None  # of a list that is empty by default; limits and choices are those of its items
+
+  @property
+  def item_type(self) -> type:
+    """Of a list: the type of what is in it; text where the default does not say."""
+    return self.items or (type(self.default[0]) if self.default else str)
 
   @property
   def type(self) -> type:
@@ -37,11 +43,14 @@ class Free:
   fields: dict
 
 
+# Keeps counts of steps within an int32.
+MOST_EPOCHS = 1e5
 HEADS = ("logits/cls", "logits/dist", "logits")
 VIEWS = ("aligned", "clean", "same")
 # "_color" has the photometric operations only; the others rotate, shear and shift as well (jaxkd.data.policies).
 POLICIES = ("autoaugment", "autoaugment_svhn", "autoaugment_imagenet", "randaugment", "trivialaugment")
 COLOR_POLICIES = tuple(f"{name}_color" for name in POLICIES)
+GREY_SETS = ("digits", "mnist", "mnist_json", "fashion_mnist", "kmnist", "idx")
 # Digits and letters; and shapes whose mirrored texture is another class's.
 NOT_MIRRORED = ("digits", "mnist", "mnist_json", "kmnist", "svhn", "idx", "synthetic_shapes")
 
@@ -57,6 +66,13 @@ DATA = {
   "test": Field(0.2, "share sealed for testing where the source has no test split", above=0.0, high=0.5),
   "subset": Field(1.0, "share of each class's training images that is used", above=0.0, high=1.0),
   "per_class": Field(0, "training images used of each class; 0 is all", low=0),
+  "placement": Field(
+    "auto",
+    "training images: all on each device / streamed by batch; `auto` goes by their size (docs/data.md)",
+    choices=("auto", "device", "streamed"),
+  ),
+  "device_gib": Field(4.0, "`auto` keeps training images up to this size on each device", low=0.0),
+  "workers": Field(0, "processes that decode streamed image files; 0 is threads of this one", low=0),
   "statistics": Field("train", "normalise by: the training images / published", choices=("train", "known")),
   "on_error": Field("stop", "an undecodable image file; skipping stops above 1 %", choices=("stop", "skip")),
   "examples": Field(640, "number of images of the synthetic data sets", low=40),
@@ -85,12 +101,18 @@ DATA = {
     ),
     "policy_count": Field(2, "`randaugment`: operations per image", low=1, high=8),
     "policy_magnitude": Field(9, "`randaugment`: strength, 0 to 30", low=0, high=30),
+    "repeats": Field(
+      1, "how often an image is in its batch, augmented differently each time", low=1, high=16
+    ),
     "brightness": Field(0.0, "photometry: factor drawn from [1-x, 1+x]", low=0.0, high=1.0),
     "contrast": Field(0.0, "photometry: factor drawn from [1-x, 1+x]", low=0.0, high=1.0),
     "saturation": Field(
       0.0, "photometry: factor drawn from [1-x, 1+x]; grey images have none", low=0.0, high=1.0
     ),
     "hue": Field(0.0, "photometry: turn drawn from [-x, x]; grey images have none", low=0.0, high=0.5),
+    "jitter": Field(
+      1.0, "photometry: probability of brightness, contrast, saturation and hue, together", low=0.0, high=1.0
+    ),
     "grayscale": Field(0.0, "photometry: probability of losing colour", low=0.0, high=1.0),
     "blur": Field(
       0.0, "photometry: probability of a Gaussian blur, sigma 0.1 to 2 pixels", low=0.0, high=1.0
@@ -113,6 +135,11 @@ DATA = {
     "local_count": Field(0, "further small crops per image (multi-crop)", low=0, high=16),
     "local_size": Field(8, "side of a small crop in pixels: a multiple of the patch", low=2),
     "local_scale": Field((0.2, 0.5), "area range of a small crop"),
+    "recipe": Field(
+      "none",
+      "blur and solarize by view instead of by `augment`: `dino` is DINO's (docs/data.md)",
+      choices=("none", "dino"),
+    ),
   },
 }
 
@@ -134,8 +161,8 @@ TERM = {
   "kind": Field("cross_entropy", "the loss (see the table of kinds)"),
   "weight": Field(1.0, "weight in the total loss", low=0.0),
   "initial_weight": Field(0.0, "weight before `start_epoch`", low=0.0),
-  "start_epoch": Field(0.0, "epochs before the term starts", low=0.0),
-  "warmup_epochs": Field(0.0, "epochs of a linear rise to `weight` after that", low=0.0),
+  "start_epoch": Field(0.0, "epochs before the term starts", low=0.0, high=MOST_EPOCHS),
+  "warmup_epochs": Field(0.0, "epochs of a linear rise to `weight` after that", low=0.0, high=MOST_EPOCHS),
   "schedule": Field(
     "constant",
     "from `weight` to `end_weight` over the rest of the run",
@@ -148,7 +175,9 @@ TERM = {
   "teacher_taps": Field(
     (), "the teacher's, one for each of the student's; empty pairs layers by relative depth"
   ),
-  "layer_weights": Field((), "weight of each pair of taps; empty means equal weights with sum 1"),
+  "layer_weights": Field(
+    (), "weight of each pair of taps; empty means equal weights with sum 1", low=0.0, items=float
+  ),
   "head": Field("none", "student-side projection", choices=("none", "linear", "mlp")),
 }
 
@@ -195,7 +224,9 @@ KINDS = {
   "attention_transfer": {},
   "similarity_preserving": {},
   "locality": {
-    "targets": Field((), "attention distance wanted of each of `student_taps` (blockNN/attn)"),
+    "targets": Field(
+      (), "attention distance wanted of each of `student_taps` (blockNN/attn)", low=0.0, items=float
+    ),
     "relative": Field(True, "targets are shares of uniform attention's distance; else patches"),
   },
   "dino": {
@@ -205,11 +236,20 @@ KINDS = {
     "student_temperature": Field(0.1, "softmax temperature of the student", above=0.0),
     "teacher_temperature": Field(0.07, "softmax temperature of the teacher after warm-up", above=0.0),
     "teacher_temperature_start": Field(0.04, "softmax temperature of the teacher at step 0", above=0.0),
-    "temperature_warmup_epochs": Field(10.0, "epochs of linear warm-up of the teacher's", low=0.0),
+    "temperature_warmup_epochs": Field(
+      10.0, "epochs of linear warm-up of the teacher's", low=0.0, high=MOST_EPOCHS
+    ),
     "center_momentum": Field(0.9, "momentum of the running centre", low=0.0, high=1.0),
   },
 }
 LABEL_KINDS = ("cross_entropy", "locality")  # these need no teacher
+# What these relate across the samples of a batch; `correlation` and `cka` do so with over=samples.
+COUPLED_KINDS = {
+  "rkd": "distances and angles between samples",
+  "similarity_preserving": "similarities of samples",
+  "dist": "correlation over samples",
+  "dino": "the centre of the teacher's outputs",
+}
 LOGIT_KINDS = ("soft_kd", "hard_kd", "dkd", "dist", "ofa")
 TOKEN_KINDS = (
   "token_cosine",
@@ -231,20 +271,33 @@ OPTIM = {
   "schedule": Field(
     "cosine",
     "after the warm-up (docs/schedules.md)",
-    choices=("cosine", "constant", "linear", "step", "exponential", "one_cycle", "cyclic"),
+    choices=("cosine", "constant", "linear", "step", "exponential", "one_cycle", "cyclic", "plateau"),
   ),
-  "warmup_epochs": Field(1.0, "epochs of linear warm-up", low=0.0),
+  "warmup_epochs": Field(1.0, "epochs of linear warm-up", low=0.0, high=MOST_EPOCHS),
   "final_lr": Field(
-    0.0, "cosine, linear, one_cycle: the last learning rate as a share of `lr`", low=0.0, high=1.0
+    0.0,
+    "cosine, linear, one_cycle: the last, plateau: the lowest learning rate as a share of `lr`",
+    low=0.0,
+    high=1.0,
   ),
   "initial_lr": Field(
     0.04, "one_cycle: the first, cyclic: the lowest learning rate as a share of `lr`", low=0.0, high=1.0
   ),
-  "milestones": Field((), "step: epochs since the start of training at which the learning rate drops"),
+  "milestones": Field(
+    (),
+    "step: epochs since the start of training at which the learning rate drops",
+    above=0.0,
+    high=MOST_EPOCHS,
+    items=float,
+  ),
   "milestone_gamma": Field(0.1, "step: factor at each milestone", above=0.0, high=1.0),
   "epoch_gamma": Field(0.95, "exponential: factor per epoch", above=0.0, high=1.0),
   "rise": Field(0.3, "one_cycle: share of the updates in which it rises", above=0.0, high=0.99),
-  "cycle_epochs": Field(10.0, "cyclic: epochs of one triangle, up and down", above=0.0),
+  "cycle_epochs": Field(10.0, "cyclic: epochs of one triangle, up and down", above=0.0, high=MOST_EPOCHS),
+  "plateau_factor": Field(0.1, "plateau: factor at each cut", above=0.0, high=0.999),
+  "plateau_patience": Field(10, "plateau: validations without improvement before a cut", low=0),
+  "plateau_threshold": Field(1e-4, "plateau: relative rise of `eval.metric` that counts", low=0.0, high=1.0),
+  "plateau_cooldown": Field(0, "plateau: validations after a cut that do not count", low=0),
   "weight_decay": Field(
     0.05,
     "decoupled (adamw, lion, muon) or added to the gradient (adam, sgd, rmsprop), as torch",
@@ -267,14 +320,32 @@ OPTIM = {
     0.95, "Nesterov momentum of the kernels that are orthogonalised", low=0.0, high=0.9999
   ),
   "clip": Field(1.0, "limit of the global norm of the trained parameters' gradient; 0 is none", low=0.0),
+  "sam_rho": Field(
+    0.0, "radius of sharpness-aware minimisation, two gradients per step; 0 is none", low=0.0, high=10.0
+  ),
 }
 
 TRAIN = {
-  "epochs": Field(30.0, "passes over the training images", above=0.0),
+  "epochs": Field(30.0, "passes over the training images", above=0.0, high=MOST_EPOCHS),
   "steps": Field(0, "number of steps; 0 means: from `epochs`", low=0),
   "batch_size": Field(128, "images per step, over all devices", low=1),
   "ema": Field(0.0, "decay of the moving average of the parameters; 0 is none", low=0.0, high=1.0),
   "ema_end": Field(0.0, "decay reached on a cosine at the last step; 0 means constant", low=0.0, high=1.0),
+  "swa_start_epoch": Field(
+    0.0, "epoch from which parameters are averaged (SWA) for inference; 0 is never", low=0.0, high=MOST_EPOCHS
+  ),
+  "swa_every_epochs": Field(
+    1.0, "epochs between two parameters of that average", above=0.0, high=MOST_EPOCHS
+  ),
+  "patience": Field(
+    0, "validations without a better `eval.metric` after which the run stops; 0 is never", low=0
+  ),
+  "steps_per_call": Field(1, "steps in one dispatch; fewer where a log, validation or save is due", low=1),
+  "remat": Field(
+    "none",
+    "recompute the student's blocks in the backward pass: less memory, a third more work",
+    choices=("none", "blocks"),
+  ),
   "max_skips": Field(0, "non-finite steps that are skipped before the run stops", low=0),
 }
 
@@ -282,6 +353,11 @@ RUN = {
   "seed": Field(0, "seed of initial weights, data order and augmentation", low=0),
   "data": DATA,
   "model": Free({"name": Field("deit_tiny", "a name of jaxkd.models")}),
+  "init": {
+    "weights": Field("", "start from these model weights: as `teachers.*.weights`; empty is a fresh start"),
+    "sha256": Field("", "refuse other weights (8 or more digits)"),
+    "allow": Field((), "regular expressions: whole paths (`head/.*`) that may differ and then start fresh"),
+  },
   "teachers": Each(TEACHER),
   "terms": Each(TERM),
   "optim": OPTIM,
@@ -299,7 +375,7 @@ RUN = {
     "fsdp": Field(1, "devices over which parameters are split", low=1),
   },
   "eval": {
-    "every_epochs": Field(5.0, "epochs between validations", above=0.0),
+    "every_epochs": Field(5.0, "epochs between validations", above=0.0, high=MOST_EPOCHS),
     "batch_size": Field(256, "images per evaluation call", low=1),
     "metric": Field(
       "accuracy_cls",
@@ -309,10 +385,11 @@ RUN = {
   },
   "log": {
     "every_steps": Field(0, "steps between rows of metrics.jsonl; 0 means: once an epoch", low=0),
+    "wandb": Field("", "project of Weights & Biases (extra `wandb`) to which rows go too; empty is none"),
     "shares_every": Field(5, "log rows between two measurements of the gradient shares; 0 is never", low=0),
   },
   "checkpoint": {
-    "every_epochs": Field(5.0, "epochs between checkpoints", above=0.0),
+    "every_epochs": Field(5.0, "epochs between checkpoints", above=0.0, high=MOST_EPOCHS),
     "keep": Field(2, "newest checkpoints kept (the best one is kept besides)", low=1),
   },
 }
@@ -328,7 +405,7 @@ STUDY = {
   **RUN,
   "study": {
     "name": Field("study", "title of the report"),
-    "seeds": Field((0, 1, 2), "one matched set of students for each"),
+    "seeds": Field((0, 1, 2), "one matched set of students for each", low=0),
     "baseline": Field("none", "the arm the others are compared with"),
     "teachers": Each({"label": Field("", "name in tables and figures"), "run": RUN}),
     "arms": Each(ARM),

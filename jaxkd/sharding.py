@@ -35,7 +35,8 @@ def make_mesh(*, fsdp: int = 1) -> Mesh:
 def check_batch(batch_size: int, mesh: Mesh) -> None:
   """Raises UserError when the global batch does not divide over the devices."""
   if batch_size % mesh.size:
-    near = max(batch_size // mesh.size, 1) * mesh.size
+    below = batch_size // mesh.size * mesh.size
+    near = " or ".join(str(n) for n in (below, below + mesh.size) if n)
     raise UserError(
       f"batch size {batch_size} is not divisible by {mesh.size} devices",
       f"set --config.train.batch_size={near}",

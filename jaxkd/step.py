@@ -12,11 +12,15 @@ import numpy as np
 import optax
 from flax import struct
 
+from jaxkd import averaging, data, losses, sam, sharding, stopping
 from jaxkd import bank as bank_of
-from jaxkd import data, losses, sharding
+from jaxkd import parameter_groups as groups
 from jaxkd.bank import Bank
 from jaxkd.data.augment import sample_boxes
 from jaxkd.experiment import Experiment
+from jaxkd.feed import Batch
+from jaxkd.models.layers import BATCH_NORM_MOMENTUM
+from jaxkd.plateau import plateau_scale
 from jaxkd.targets import Taps
 from jaxkd.teachers import normalize
 
@@ -25,9 +29,8 @@ MODEL, HEADS, STEPS = range(3)
 WHITENING_IMAGES = 256  # from which a teacher's space is fitted
 
 
-@struct.dataclass
-class TrainState:
-  """All that a step changes. `ema` and `terms` are empty dicts where the run has none."""
+class TrainState(struct.PyTreeNode):
+  """All that a run changes. `ema`, `terms`, `average` and `watch` are empty dicts where the run has none."""
 
   step: jax.Array  # int32 []
   params: dict[str, Any]  # {"model": ..., "heads": ...}
@@ -36,6 +39,9 @@ class TrainState:
   ema: dict[str, Any]
   terms: dict[str, Any]
   skipped: jax.Array  # int32 []: updates left out because something was not finite
+  fault: dict[str, jax.Array]  # of the last one: "step" int32 [], -1 before; "terms" bool [t]
+  average: dict[str, Any]  # SWA: variables to infer with, {"params": ..., "batch_stats": ...}
+  watch: dict[str, jax.Array]  # early stopping: "best" float32 [], "bad" int32 []
 
 
 def init_state(experiment: Experiment) -> TrainState:
@@ -45,12 +51,21 @@ def init_state(experiment: Experiment) -> TrainState:
     _model_init(experiment.model, experiment.dataset.image_shape)(jax.random.fold_in(key, MODEL))
   )
   heads, terms = _once(objective.init)(jax.random.fold_in(key, HEADS))
+  # Copies have their own buffers: the step donates all.
+  average = jax.tree.map(jnp.copy, variables) if experiment.uses_swa else {}
   params = {"model": variables.pop("params"), "heads": heads}
-  ema = (
-    jax.tree.map(jnp.copy, params) if experiment.uses_ema else {}
-  )  # its own buffers: the step donates both
-  step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-  return TrainState(step, params, variables, experiment.tx.init(params), ema, terms, skipped)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    stats=variables,
+    opt=experiment.tx.init(params),
+    ema=jax.tree.map(jnp.copy, params) if experiment.uses_ema else {},
+    terms=terms,
+    skipped=jnp.zeros((), jnp.int32),
+    fault={"step": jnp.full((), -1, jnp.int32), "terms": jnp.zeros(len(objective.terms), bool)},
+    average=average,
+    watch=stopping.fresh() if experiment.config.train.patience else {},
+  )
 
 
 def seed_key(experiment: Experiment) -> jax.Array:
@@ -74,17 +89,12 @@ def place(experiment: Experiment, state: TrainState) -> TrainState:
   return sharding.put(state, sharding.state_shardings(state, experiment.mesh))
 
 
-Batch = dict[
-  str, Any
-]  # "index" [b] int32; with fixed geometries "geometry" [v*b] int32; "features" of banks on disk
-
-
 def frozen_inputs(experiment: Experiment, banks: dict[str, Bank] | None = None) -> dict[str, Any]:
-  """What every step reads and none changes: seed, training images, teachers or their banks, on the device."""
+  """What every step reads and none changes: seed, images unless streamed, teachers or their banks, on the device."""
   train, banks = experiment.dataset.train, banks or {}
+  resident = experiment.dataset.placement == "device"
   tree = {
-    "images": train.images,
-    "labels": train.labels,
+    **({"images": train.images, "labels": train.labels} if resident else {}),
     "boxes": bank_of.fixed_boxes(experiment),
     "teachers": {n: t.variables for n, t in experiment.teachers.items() if not t.is_ema and n not in banks},
     "banks": {n: b.arrays for n, b in banks.items() if bank_of.place(experiment, b) == "device"},
@@ -93,23 +103,6 @@ def frozen_inputs(experiment: Experiment, banks: dict[str, Bank] | None = None) 
   everywhere = sharding.replicated(experiment.mesh)
   arrays = sharding.put(tree, jax.tree.map(lambda _: everywhere, tree))
   return {**arrays, "key": jax.device_put(seed_key(experiment), everywhere)}
-
-
-def make_batch(experiment: Experiment, step: int, banks: dict[str, Bank] | None = None) -> Batch:
-  """What step `step` (0-based) reads besides: which images, which of their geometries, features kept on disk."""
-  config, train = experiment.config, experiment.dataset.train
-  size, geometries = config.train.batch_size, config.data.augment.geometries
-  index = data.batch_indices(step, examples=len(train), batch_size=size, seed=config.seed)
-  batch: Batch = {"index": index}
-  if geometries:
-    count = size * config.data.views.global_count
-    batch["geometry"] = data.geometry_indices(step, count=count, geometries=geometries, seed=config.seed)
-  on_disk = {n: b for n, b in (banks or {}).items() if bank_of.place(experiment, b) == "disk"}
-  if on_disk:
-    tiled = np.tile(index, config.data.views.global_count)
-    geometry = batch.get("geometry", np.zeros_like(tiled))
-    batch["features"] = {n: b.rows(tiled, geometry) for n, b in on_disk.items()}
-  return batch
 
 
 def fit_whitenings(experiment: Experiment, banks: dict[str, Bank]) -> dict[str, Any]:
@@ -150,30 +143,74 @@ def make_train_step(experiment: Experiment):
   One compiled program serves all seeds of an experiment in this process.
   """
 
-  def step(state: TrainState, batch: Batch, frozen):
-    loss_fn = loss_function(experiment, state, batch, frozen)
-    (total, aux), grads = jax.value_and_grad(_total(loss_fn), has_aux=True)(state.params)
-    new, norm = _update(experiment, state, grads, aux)
-    finite = jnp.isfinite(total) & jnp.isfinite(norm)
-    keep = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-    skipped = state.skipped + (~finite).astype(jnp.int32)
-    metrics = {"loss": total, **aux["logged"], "gradient_norm": norm, "lr": experiment.schedule(state.step)}
-    metrics["skipped"] = skipped
-    keep = keep.replace(step=state.step + 1, skipped=skipped)
-    return jax.lax.with_sharding_constraint(keep, sharding.state_shardings(keep, experiment.mesh)), metrics
+  return jax.jit(functools.partial(_step, experiment), donate_argnums=0)
 
-  return jax.jit(step, donate_argnums=0)
+
+@functools.lru_cache(maxsize=16)
+def make_train_steps(experiment: Experiment):
+  """`steps(state, batches, frozen) -> (state, metrics)`: one step after the other in one dispatch.
+
+  The leaves of `batches` have a leading axis of steps; `metrics` are those of the last one. `state` is donated.
+  """
+
+  def steps(state: TrainState, batches: Batch, frozen):
+    state, metrics = jax.lax.scan(lambda s, batch: _step(experiment, s, batch, frozen), state, batches)
+    return state, jax.tree.map(lambda m: m[-1], metrics)
+
+  return jax.jit(steps, donate_argnums=0)
+
+
+def _step(experiment: Experiment, state: TrainState, batch: Batch, frozen):
+  loss_fn = loss_function(experiment, state, batch, frozen)
+  total, aux, grads = _gradient(experiment, loss_fn, state.params)
+  norm = _trained_norm(experiment, grads)
+  finite = jnp.isfinite(total) & jnp.isfinite(norm)
+  new = _update(experiment, state, grads, aux)
+  keep = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+  fault = {"step": state.step, "terms": ~jnp.isfinite(jnp.stack(list(aux["weighted"].values())))}
+  keep = keep.replace(
+    step=state.step + 1,
+    skipped=state.skipped + (~finite).astype(jnp.int32),
+    fault=jax.tree.map(lambda a, b: jnp.where(finite, a, b), state.fault, fault),
+  )
+  metrics = {"loss": total, **aux["logged"], "gradient_norm": norm, "lr": learning_rate(experiment, state)}
+  metrics["skipped"] = keep.skipped
+  return jax.lax.with_sharding_constraint(keep, sharding.state_shardings(keep, experiment.mesh)), metrics
+
+
+def learning_rate(experiment: Experiment, state: TrainState) -> jax.Array:
+  """What the update of the next step is multiplied by: steps left out do not count, and plateaus do."""
+  return experiment.schedule(state.step - state.skipped) * plateau_scale(state.opt)
+
+
+def _gradient(experiment: Experiment, loss_fn, params):
+  """Loss, what comes with it, and the gradient: at `params`, or SAM's."""
+
+  def total(params):
+    weighted, aux = loss_fn(params)
+    return sum(weighted.values()), {**aux, "weighted": weighted}
+
+  value_and_grad, optim = jax.value_and_grad(total, has_aux=True), experiment.config.optim
+  (value, aux), grads = value_and_grad(params)
+  if optim.sam_rho:
+    trained = groups.keep_trained(grads, optim.freeze)
+    grads = value_and_grad(sam.perturb(params, trained, rho=optim.sam_rho))[1]
+  return value, aux, grads
+
+
+def _trained_norm(experiment: Experiment, grads) -> jax.Array:
+  return optax.tree.norm(groups.keep_trained(grads, experiment.config.optim.freeze))
 
 
 @functools.lru_cache(maxsize=16)
 def make_gradient_shares(experiment: Experiment):
-  """`shares(state, batch, frozen) -> {term: norm}`: each weighted term's own gradient norm over all parameters."""
+  """`shares(state, batch, frozen) -> {term: norm}`: each weighted term's own gradient norm, of trained parameters."""
 
   def shares(state: TrainState, batch: Batch, frozen):
     loss_fn = loss_function(experiment, state, batch, frozen)
     names = [term.name for term in experiment.objective.terms]
     values, pull = jax.vjp(lambda p: jnp.stack([loss_fn(p)[0][n] for n in names]), state.params)
-    norms = jax.vmap(lambda cotangent: optax.tree.norm(pull(cotangent)[0]))(
+    norms = jax.vmap(lambda cotangent: _trained_norm(experiment, pull(cotangent)[0]))(
       jnp.eye(len(names), dtype=values.dtype)
     )
     return dict(zip(names, norms, strict=True))
@@ -181,18 +218,9 @@ def make_gradient_shares(experiment: Experiment):
   return _once(shares)
 
 
-def _total(loss_fn):
-  def total(params):
-    weighted, aux = loss_fn(params)
-    return sum(weighted.values()), aux
-
-  return total
-
-
 def loss_function(experiment: Experiment, state: TrainState, batch: Batch, frozen):
   """`params -> ({term: weighted value}, {"logged", "stats", "terms"})` of this batch."""
-  key = jax.random.fold_in(jax.random.fold_in(frozen["key"], STEPS), state.step)
-  k_views, k_dropout = jax.random.split(key)
+  k_views, k_dropout = _keys(frozen, state.step)
   views, labels = _views(experiment, batch, frozen, k_views)
   targets = {n: _targets(experiment, n, state, batch, frozen, views) for n in experiment.teachers}
 
@@ -216,11 +244,40 @@ def loss_function(experiment: Experiment, state: TrainState, batch: Batch, froze
   return loss_fn
 
 
+def _keys(frozen, step) -> jax.Array:
+  """Keys of the views and of dropout at this step: [2]."""
+  return jax.random.split(jax.random.fold_in(jax.random.fold_in(frozen["key"], STEPS), step))
+
+
+@functools.lru_cache(maxsize=16)
+def make_batch_statistics(experiment: Experiment):
+  """`statistics(params, batch, frozen, step)`: what a batch adds to BatchNorm's statistics, as `TrainState.stats`.
+
+  Mean and biased variance of the model's activations in training mode, `params` being the model's. With small crops
+  both sizes of views count, by their weights in a running average.
+  """
+
+  def statistics(params, batch: Batch, frozen, step):
+    k_views, k_dropout = _keys(frozen, step)
+    views, _ = _views(experiment, batch, frozen, k_views)
+    shapes = jax.eval_shape(experiment.model.init, k_dropout, views["student"][:1])
+    zeros = {k: jax.tree.map(jnp.zeros_like, v) for k, v in shapes.items() if k != "params"}
+    _, found = _student_taps(experiment, params, zeros, views, k_dropout)
+    zeros_share = BATCH_NORM_MOMENTUM ** (2 if "local" in views else 1)
+    return jax.tree.map(lambda s: s / (1 - zeros_share), found)
+
+  return _once(statistics)
+
+
 def _views(experiment: Experiment, batch: Batch, frozen, key):
   options = experiment.config.data
   # The gather reads replicated arrays; a split index splits its result over the devices.
-  index = jax.lax.with_sharding_constraint(batch["index"], sharding.batch_sharding(experiment.mesh))
-  images, labels = frozen["images"][index], frozen["labels"][index]
+  split = sharding.batch_sharding(experiment.mesh)
+  index = jax.lax.with_sharding_constraint(batch["index"], split)
+  if "images" in batch:
+    images, labels = jax.lax.with_sharding_constraint((batch["images"], batch["labels"]), split)
+  else:
+    images, labels = frozen["images"][index], frozen["labels"][index]
   count = options.views.global_count
   fixed = {}
   if options.augment.geometries:
@@ -269,17 +326,8 @@ def _student_taps(experiment: Experiment, params, stats, views, key):
   return taps, dict(new_stats)
 
 
-def _update(experiment: Experiment, state: TrainState, grads, aux):
+def _update(experiment: Experiment, state: TrainState, grads, aux) -> TrainState:
   updates, opt = experiment.tx.update(grads, state.opt, state.params)
   params = optax.apply_updates(state.params, updates)
-  ema = state.ema
-  if experiment.uses_ema:
-    ema = optax.incremental_update(params, state.ema, 1 - _ema_decay(experiment, state.step))
-  new = TrainState(state.step, params, aux["stats"], opt, ema, aux["terms"], state.skipped)
-  return new, optax.tree.norm(grads)
-
-
-def _ema_decay(experiment: Experiment, step):
-  """`train.ema`, or a cosine from it to `train.ema_end` over the run (DINO's momentum)."""
-  start, end = experiment.config.train.ema, experiment.config.train.ema_end or experiment.config.train.ema
-  return end - (end - start) * (jnp.cos(jnp.pi * step / experiment.steps) + 1) / 2
+  ema = averaging.move_ema(experiment, state, params) if experiment.uses_ema else state.ema
+  return state.replace(params=params, stats=aux["stats"], opt=opt, ema=ema, terms=aux["terms"])

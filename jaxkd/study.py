@@ -98,7 +98,7 @@ def _quality(found: checkpoint.Checkpoint, label: str, config: ConfigDict) -> di
   ):
     a, b = (_features(subject, variables, s.images) for s in (train_split, test))
     rows += _probes(what, a, train_split.labels, b, test.labels)
-  pixels = [s.images.reshape(len(s), -1).astype(np.float32) / 255 for s in (train_split, test)]
+  pixels = [s.images[:].reshape(len(s), -1).astype(np.float32) / 255 for s in (train_split, test)]
   rows += _probes("raw pixels", pixels[0], train_split.labels, pixels[1], test.labels)
   parameters = int(sum(x.size for x in jax.tree.leaves(subject.variables["params"])))
   trained_on = f"{config.data.name}, {len(train_split)} training images"

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from jaxkd import checkpoint, models, schema
 from jaxkd.errors import UserError
+from jaxkd.model_options import create_model
 from jaxkd.weights.opened import is_weights, open_weights
 from jaxkd.weights.read import check_digest
 
@@ -113,10 +114,9 @@ def _random(name: str, options, dataset) -> tuple[Any, dict[str, Any], str]:
   side, _, channels = dataset.image_shape
   own, size = options.model.to_dict(), options.size or side
   model = {"image_size": size, "in_channels": channels, "num_classes": len(dataset.class_names), **own}
-  known = models.options(own["name"])
-  if known["in_channels"] == 3 and own["name"].startswith("dinov2"):
+  if own["name"].startswith("dinov2"):
     model |= {"in_channels": 3, "num_classes": 0}
-  built = models.create(**model)
+  built = create_model(model, where=f"teachers.{name}.model")
   images = jnp.zeros((1, *built.image_size, built.in_channels))
   variables = jax.device_get(jax.jit(built.init)(jax.random.key(0), images))
   meta = {

@@ -6,29 +6,36 @@ import dataclasses
 import logging
 import math
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxkd import diagnosis, evaluation, files, run_folder
+from jaxkd import averaging, diagnosis, evaluation, files, memory, replay, run_folder, stopping, warm_start
 from jaxkd.bank import open_bank
-from jaxkd.checkpoint import Checkpoints
-from jaxkd.errors import Interrupted, JaxkdError, NumericFailure, Preempted
-from jaxkd.experiment import Experiment, build
+from jaxkd.checkpoint import Checkpoints, inference_variables
+from jaxkd.errors import Interrupted, JaxkdError, NumericFailure, Preempted, is_out_of_memory
+from jaxkd.experiment import Experiment, build, coupled_terms
+from jaxkd.feed import Feed, make_batch, stack
+from jaxkd.lock import Lock
 from jaxkd.metrics import MetricLog, ProgressLine
+from jaxkd.rhythm import Rhythm
 from jaxkd.signals import Signals
 from jaxkd.step import (
   TrainState,
   frozen_inputs,
   init_state,
-  make_batch,
+  make_batch_statistics,
   make_gradient_shares,
   make_train_step,
+  make_train_steps,
   place,
 )
+from jaxkd.writers import Writer, open_writers
 
 log = logging.getLogger("jaxkd")
 # DINO's signs of collapse, after the first tenth of the run: equal features; every output uniform (entropy of a
@@ -49,7 +56,8 @@ def train(config: ConfigDict, folder: Path, *, label: str = "") -> Result:
   """Trains, or resumes, the run in `folder`; returns at once if it is done.
 
   Raises:
-    UserError: the folder holds another run. NumericFailure: divergence or collapse.
+    UserError: the folder holds another run, or is in use. NumericFailure: divergence or collapse.
+    OutOfDeviceMemory: the step is too large. CannotWrite: the disk is full or read-only.
     Preempted, Interrupted: a signal arrived; the state is saved.
   """
   folder = folder.absolute()
@@ -57,78 +65,144 @@ def train(config: ConfigDict, folder: Path, *, label: str = "") -> Result:
   if (folder / "DONE").exists():
     return Result(folder, *run_folder.finished(folder))
   experiment = build(config)
-  run_folder.write_head(config, folder)
-  with run_folder.FileLog(folder / "train.log"):
-    return _Loop(experiment, folder, label or folder.name).run()
+  initial = None if run_folder.has_steps(folder) else warm_start.load(experiment)
+  with Lock(folder) as lock, run_folder.FileLog(folder / "train.log"):
+    if lock.note:
+      log.warning(lock.note)
+    run_folder.write_head(config, folder)
+    return _Loop(experiment, folder, label or folder.name, initial).run()
 
 
 class _Loop:
   """One run: dispatches steps, and fetches the metrics of a step only after the next one was dispatched."""
 
-  def __init__(self, experiment: Experiment, folder: Path, label: str):
+  def __init__(
+    self, experiment: Experiment, folder: Path, label: str, initial: warm_start.WarmStart | None = None
+  ):
     self.experiment, self.folder, self.label = experiment, folder, label
     self.config, self.total = experiment.config, experiment.steps
     self.banks = {n: open_bank(experiment, n) for n, t in experiment.teachers.items() if t.bank}
     metric = self.config.eval.metric
     tracked = None if metric == "none" else f"validation/{metric}"
     self.checkpoints = Checkpoints(folder / "checkpoints", keep=self.config.checkpoint.keep, metric=tracked)
-    # Resume order: 1. fresh state for the shapes, 2. newest good checkpoint into it, 3. metric rows after its step
-    # dropped, 4. data order and randomness follow from the step alone.
+    # Resume order: 1. fresh state for the shapes, 2. newest good checkpoint into it, or else the weights of
+    # `init`, 3. metric rows after its step dropped, 4. data order and randomness follow from the step alone.
     state = init_state(experiment)
     restored = self.checkpoints.restore(jax.device_get(state))
+    if initial and not restored:
+      initial.record(folder)
+      state = initial.apply(state)
     state, self.start = restored or (state, 0)
     self.state: TrainState = place(experiment, state)
-    self.metrics = MetricLog(folder, resume_step=self.start)
+    self.rhythm = Rhythm(experiment)
+    self.stopped_early = stopping.is_over(experiment, self.state)
+    self.end = self.start  # steps done; those of the whole run once it is over
+    # The average has no statistics of BatchNorm of its own (yet).
+    self.stale = averaging.points(experiment, self.start) > 0 and bool(state.stats)
+    self.metrics = MetricLog(folder, resume_step=self.start, writers=self._writers())
     self.pending: tuple[int, dict[str, Any]] | None = None
     self.row: dict[str, float] = {}
     self.warned: set[tuple[str, str]] = set()
     self.clock = (self.start, time.monotonic())
 
+  def _writers(self) -> dict[str, Writer]:
+    project = self.config.log.wandb
+    wandb = {"project": project, "config": self.config.to_dict(), "label": self.label} if project else None
+    return open_writers(self.folder, resume_step=self.start, wandb=wandb)
+
   def run(self) -> Result:
     log.info("step %d of %d", self.start, self.total)
+    self._announce()
     self.progress = ProgressLine(
       self.label, done=self.start, total=self.total, unit_size=self.config.train.batch_size
     )
     try:
-      with Signals() as signals:
+      with Signals() as signals, Feed(self.experiment, self.banks, self.start) as self.feed:
         self._steps(signals)
       return self._finish()
+    except RuntimeError as e:
+      if not is_out_of_memory(e):
+        raise
+      raise memory.explain(self.experiment, e, self._step_bytes()) from e
     finally:
       self.progress.close()
       self.metrics.close()
-      self.checkpoints.close()
+      if not isinstance(sys.exception(), KeyboardInterrupt):  # a second Ctrl-C waits for no save
+        self.checkpoints.close()
+
+  def _step_bytes(self) -> int | None:
+    """What the training step needs on each device, as far as the compiler says."""
+    frozen = vars(self).get("frozen")
+    if frozen is None:  # it did not get so far as to have the data and teachers on the device
+      return None
+    batch = make_batch(self.experiment, self.start, self.banks)
+    return memory.step_bytes(make_train_step(self.experiment), self.state, batch, frozen)
 
   def _steps(self, signals: Signals) -> None:
-    train_step, frozen = make_train_step(self.experiment), frozen_inputs(self.experiment, self.banks)
-    shares = make_gradient_shares(self.experiment) if len(self.config.terms) > 1 else None
-    for step in range(self.start, self.total):
-      batch, done = make_batch(self.experiment, step, self.banks), step + 1
-      extra = shares(self.state, batch, frozen) if shares and self._measures_shares(done) else {}
-      self.state, metrics = train_step(self.state, batch, frozen)
+    self.frozen, rhythm = frozen_inputs(self.experiment, self.banks), self.rhythm
+    while not self._is_over():
+      count = rhythm.steps_in_call(self.end)
+      done = self.end + count
+      metrics = self._advance(count)
       self._flush()
-      if self._logs(done):
-        found = self._validate() if self._evaluates(done) else {}
-        self.pending = (done, {**metrics, **{f"gradient/{k}": v for k, v in extra.items()}, **found})
-      if self._due(done, self.config.checkpoint.every_epochs) or signals.received:
+      if rhythm.averages(done):
+        self._average(done)
+      if rhythm.logs(done):
+        found = self._validate() if rhythm.evaluates(done) else {}
+        self.pending = (done, {**metrics, **found})
+      if rhythm.saves(done) or self._is_over() or signals.received:
         self._flush()
+        if not signals.received or self._is_over():
+          self._refresh()
         self._save(done)
-      if signals.received and done < self.total:
+      if signals.received and not self._is_over():
         self._stop(done, signals.received)
     self._flush()
 
-  def _due(self, done: int, epochs: float) -> bool:
-    return done == self.total or done % self.experiment.every(epochs) == 0
+  def _is_over(self) -> bool:
+    return self.end >= self.total or self.stopped_early
 
-  def _evaluates(self, done: int) -> bool:
-    return self.config.eval.metric != "none" and self._due(done, self.config.eval.every_epochs)
+  def _advance(self, count: int) -> dict[str, jax.Array]:
+    """Dispatches the next `count` steps; returns the metrics of the last of them."""
+    first, self.end = self.end, self.end + count
+    batches = self.feed.batches(first, count)
+    extra = {}
+    if len(self.config.terms) > 1 and self.rhythm.measures_shares(self.end):
+      extra = make_gradient_shares(self.experiment)(self.state, batches[0], self.frozen)
+    if count == 1:
+      self.state, metrics = make_train_step(self.experiment)(self.state, batches[0], self.frozen)
+    else:
+      self.state, metrics = make_train_steps(self.experiment)(self.state, stack(batches), self.frozen)
+    return {**metrics, **{f"gradient/{k}": v for k, v in extra.items()}}
 
-  def _logs(self, done: int) -> bool:
-    every = self.config.log.every_steps or self.experiment.steps_per_epoch
-    return done == self.total or done % every == 0 or self._evaluates(done)
+  def _average(self, done: int) -> None:
+    """Takes the parameters after `done` steps into the SWA."""
+    count = jnp.int32(averaging.points(self.experiment, done) - 1)
+    average = averaging.make_absorb(self.experiment)(self.state.average, self.state.params["model"], count)
+    self.state, self.stale = self.state.replace(average=average), bool(self.state.stats)
 
-  def _measures_shares(self, done: int) -> bool:
-    every = (self.config.log.every_steps or self.experiment.steps_per_epoch) * self.config.log.shares_every
-    return bool(every) and self._logs(done) and (done % every == 0 or done == self.total)
+  def _refresh(self) -> None:
+    """Gives the SWA statistics of BatchNorm of its own, from one epoch of training batches."""
+    if self.stale:
+      statistics = make_batch_statistics(self.experiment)
+      with Feed(self.experiment, self.banks, stop=self.experiment.steps_per_epoch) as batches:
+        average = averaging.refresh(self.state.average, statistics, self.frozen, batches)
+      self.state, self.stale = self.state.replace(average=average), False
+
+  def _inference(self) -> str:
+    """Which parameters of the state a model is used with."""
+    if averaging.points(self.experiment, self.end) and not self.stale:
+      return "swa"
+    return "ema" if self.experiment.uses_ema else "params"
+
+  def _announce(self) -> None:
+    """Says at the start what a user might not expect of the numbers."""
+    every, size = self.config.optim.accumulate, self.config.train.batch_size
+    for term, what in (coupled_terms(self.config) if every > 1 else {}).items():
+      log.warning(
+        "optim.accumulate=%d: term '%s' sees %s of %d images, not of the %d of an update",
+        *(every, term, what, size, every * size),
+      )
 
   def _flush(self) -> None:
     """Fetches and writes the row that waits, if one does."""
@@ -138,12 +212,14 @@ class _Loop:
     row = {k: float(v) for k, v in jax.device_get(metrics).items()}
     now = time.monotonic()
     rate = (step - self.clock[0]) * self.config.train.batch_size / max(now - self.clock[1], 1e-9)
+    share = self.feed.take_waited() / max(now - self.clock[1], 1e-9)
     self.clock = (step, now)
     self.row = {
       "step": step,
       "epoch": step / self.experiment.steps_per_epoch,
       **row,
       "time/images_per_s": rate,
+      "time/data_wait": share,
     }
     self._guard()
     self.metrics.write(self.row)
@@ -160,7 +236,8 @@ class _Loop:
     """Stops a run that diverged or whose self-supervised targets collapsed."""
     row = self.row
     if row["skipped"] > self.config.train.max_skips:
-      bad = [t for t in self.config.terms if not math.isfinite(row[f"loss/{t}"])]
+      fault = jax.device_get(self.state.fault)
+      bad = [t for t, is_bad in zip(self.config.terms, fault["terms"], strict=True) if is_bad]
       what = f"terms {', '.join(bad)}" if bad else "gradient"
       self._fail(
         f"{int(row['skipped'])} updates up to step {row['step']} were not finite ({what})", "lower optim.lr"
@@ -180,15 +257,21 @@ class _Loop:
         )
 
   def _fail(self, message: str, hint: str) -> None:
-    files.write_json(self.folder / "FAILED.json", {"error": message, "hint": hint, "row": self.row})
-    raise NumericFailure(message, hint)
+    """Leaves FAILED.json and what `replay` needs; the failing step is the last faulty one, or that of the row."""
+    fault = int(self.state.fault["step"])
+    failing = fault if fault >= 0 else int(self.row["step"]) - 1
+    kept = replay.save_failure(self.experiment, self.folder, self.row, failing)
+    failure = {"error": message, "hint": hint, "step": failing + 1, "replay": str(kept), "row": self.row}
+    files.write_json(self.folder / "FAILED.json", failure)
+    raise NumericFailure(message, f"{hint}; look at it with: jaxkd replay {self.folder}")
 
   def _validate(self) -> dict[str, float]:
     experiment = self.experiment
-    split, params = experiment.dataset.validation, (self.state.ema or self.state.params)["model"]
+    split = experiment.dataset.validation
+    self._refresh()
     logits = evaluation.head_logits(
       experiment.model,
-      {"params": params, **self.state.stats},
+      inference_variables(vars(self.state), self._inference()),
       split,
       mean=experiment.dataset.mean,
       std=experiment.dataset.std,
@@ -200,14 +283,18 @@ class _Loop:
     primary = logits.get("mean", logits["cls"])
     found["validation/accuracy"] = evaluation.accuracy(primary, split.labels)
     found["validation/loss"] = evaluation.log_likelihood_loss(logits["cls"], split.labels)
+    value = found[f"validation/{self.config.eval.metric}"]
+    self.state = stopping.after_validation(experiment, self.state, value)
+    self.stopped_early = stopping.is_over(experiment, self.state)
     return found
 
   def _save(self, done: int) -> None:
     metrics = (
       {k: v for k, v in self.row.items() if not k.startswith("time/")} if self.row.get("step") == done else {}
     )
+    self.metrics.sync()
     self.checkpoints.save(
-      done, self.state, config=self.config, meta=describe(self.experiment), metrics=metrics
+      done, self.state, config=self.config, meta=describe(self.experiment, self._inference()), metrics=metrics
     )
 
   def _stop(self, done: int, number: int) -> None:
@@ -220,17 +307,26 @@ class _Loop:
     best = self.checkpoints.best_step()
     found = {"step": best, "metrics": self.checkpoints.metrics(best)}
     files.write_json(self.folder / "best.json", found)
-    files.write_json(self.folder / "DONE", {"step": self.total})
-    return Result(self.folder, self.total, found)
+    files.write_json(self.folder / "DONE", {"step": self.end, **self._why_early()})
+    return Result(self.folder, self.end, found)
+
+  def _why_early(self) -> dict[str, str]:
+    """For DONE: why the run is shorter than its config says; nothing if it is not."""
+    if self.end >= self.total:
+      return {}
+    patience, metric = self.config.train.patience, self.config.eval.metric
+    reason = f"stopped early: {patience} validations without a better {metric}"
+    log.info("%s, at step %d of %d", reason, self.end, self.total)
+    return {"reason": reason}
 
 
-def describe(experiment: Experiment) -> dict[str, Any]:
+def describe(experiment: Experiment, inference: str) -> dict[str, Any]:
   """What a checkpoint says of itself besides its config: enough to evaluate it from its path alone."""
   dataset = experiment.dataset
   model = {k: list(v) if isinstance(v, tuple) else v for k, v in experiment.model_options.items()}
   return {
     "model": model,
-    "inference": "ema" if experiment.uses_ema else "params",
+    "inference": inference,
     "image_shape": list(dataset.image_shape),
     "num_classes": model["num_classes"],
     "class_names": list(dataset.class_names),

@@ -10,8 +10,9 @@ from jaxkd import bank
 from jaxkd import config as configs
 from jaxkd.errors import IntegrityFailure, UserError
 from jaxkd.experiment import build
+from jaxkd.feed import make_batch
 from jaxkd.main import main
-from jaxkd.step import frozen_inputs, init_state, make_batch, make_train_step
+from jaxkd.step import frozen_inputs, init_state, make_train_step
 from jaxkd.train import train
 from jaxkd.weights.read import write_safetensors
 from tests import tiny

@@ -28,11 +28,15 @@ def validated(raw):
   return config
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+PRESETS = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem != "from_file")
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
 @pytest.mark.parametrize("arg", ["", ":smoke=true"])
 def test_every_config_builds_and_validates(path, arg):
   config = configs.load(f"{path}{arg}")
-  assert configs.to_json(configs.from_json(configs.to_json(config))) == configs.to_json(config)
+  assert configs.from_json(configs.to_json(config)) == config
+  assert configs.from_yaml(configs.to_yaml(config)) == config
 
 
 def test_defaults_are_filled_in_and_typed():
@@ -79,7 +83,7 @@ def test_a_misspelt_key_in_the_file_is_named():
 
 @pytest.mark.parametrize("value", ["2.5", "abc", "true"])  # fault 2
 def test_a_value_of_another_type_names_key_value_and_type(value):
-  with pytest.raises(UserError, match=r"train.batch_size.*is not a int"):
+  with pytest.raises(UserError, match=r"train.batch_size.*is not a whole number"):
     configs.load(QUICKSTART, {"train.batch_size": value})
 
 

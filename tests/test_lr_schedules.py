@@ -132,10 +132,10 @@ def test_scaling_without_a_batch_size():
   ("options", "message"),
   [
     ({"schedule": "step"}, r"milestones \(\) are not increasing"),
-    ({"schedule": "step", "milestones": (3, 2)}, r"\(3, 2\) are not increasing"),
-    ({"schedule": "step", "milestones": (0, 2)}, "not increasing"),
-    ({"schedule": "step", "milestones": ("3",)}, "not increasing"),
-    ({"schedule": "step", "milestones": (3, 5), "warmup_epochs": 4.0}, "3 lies in the warm-up of 4.0"),
+    ({"schedule": "step", "milestones": (3, 2)}, r"\(3.0, 2.0\) are not increasing"),
+    ({"schedule": "step", "milestones": (0, 2)}, "out of range"),
+    ({"schedule": "step", "milestones": ("3",)}, "is not a number"),
+    ({"schedule": "step", "milestones": (3, 5), "warmup_epochs": 4.0}, "3 lies in the warm-up of 4 epochs"),
     ({"accumulate": 5}, "accumulate=5: 4 steps make no update"),
   ],
 )

@@ -273,7 +273,7 @@ def test_frozen_gradients_do_not_shrink_the_others():
     (("heads/.*",), "matches no parameter of the model"),
     ((".*",), "leave nothing of the model"),
     (("block[",), "not a regular expression"),
-    ((3,), "not a regular expression"),
+    ((3,), "is not text"),
   ],
 )
 def test_freeze_refused(freeze, message):

@@ -9,10 +9,11 @@ from jaxkd import config as configs
 from jaxkd import step
 from jaxkd.errors import UserError
 from jaxkd.experiment import build
+from jaxkd.feed import make_batch
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 CONFIGS = Path(__file__).parents[1] / "configs"
-PRESETS = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem != "study")
+PRESETS = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem not in ("study", "from_file"))
 ARGUMENTS = {
   "as_published": ("kd", "ss_cka", "ss_cka_cls", "ss_gram", "ss_tokens", "baseline"),
   "rivals": ("dkd", "dist", "rkd", "at", "sp", "ofa"),
@@ -33,7 +34,7 @@ def test_smoke_forms_trace_a_training_step(name, arg, monkeypatch):
   experiment = build(config)
   state = jax.eval_shape(lambda: step.init_state(experiment))
   frozen = step.frozen_inputs(experiment)
-  batch = step.make_batch(experiment, 0)
+  batch = make_batch(experiment, 0)
   _, metrics = jax.eval_shape(step.make_train_step(experiment), state, batch, frozen)
   step._model_init.cache_clear()
   assert {f"loss/{term}" for term in config.terms} <= set(metrics)

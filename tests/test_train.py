@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxkd import checkpoint, metrics, step, train
+from jaxkd import checkpoint, feed, metrics, step, train
 from jaxkd.errors import IntegrityFailure, NumericFailure, UserError
 from jaxkd.experiment import build
 from tests import tiny
@@ -86,14 +86,14 @@ class Killed(BaseException):
 @pytest.mark.parametrize("at", [5, 8, 11])
 def test_a_killed_run_resumes_bitwise(finished, tmp_path, monkeypatch, at):
   reference, _ = finished
-  original = train.make_batch
+  original = feed.make_batch
 
   def dying(experiment, step, banks):
     if step == at:
       raise Killed
     return original(experiment, step, banks)
 
-  monkeypatch.setattr(train, "make_batch", dying)
+  monkeypatch.setattr(feed, "make_batch", dying)
   with pytest.raises(Killed):
     train.train(tiny.config(), tmp_path / "run")
   monkeypatch.undo()

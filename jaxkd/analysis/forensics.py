@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from typing import Any
 
 import flax.linen as nn
@@ -18,8 +19,10 @@ import optax
 from jaxkd import evaluation
 from jaxkd.analysis import attention, hessian, similarity, statistics
 from jaxkd.data import Split
+from jaxkd.errors import is_out_of_memory
 from jaxkd.teachers import normalize
 
+log = logging.getLogger("jaxkd")
 SCHEMA = "jaxkd.forensics/1"
 CHUNK = 50  # images whose gradient is linearised at once; the residuals stay in memory
 
@@ -90,16 +93,22 @@ def _cls_loss(model: nn.Module):
 
 
 def _hessian(subject: Subject, sample: Split, probes: int, key: jax.Array) -> dict[str, Any]:
-  size = max(d for d in range(1, min(CHUNK, len(sample)) + 1) if len(sample) % d == 0)
   params = subject.variables["params"]
   stats = {k: v for k, v in subject.variables.items() if k != "params"}
   images = normalize(sample.images.astype(np.float32) / 255, subject.mean, subject.std)
-  batches = [
-    {"images": images[i : i + size], "labels": sample.labels[i : i + size], "stats": stats}
-    for i in range(0, len(sample), size)
-  ]
   loss = _cls_loss(subject.model)
-  estimate = hessian.hessian_trace(loss, params, batches, key=key, probes=probes)
+  for size in _chunks(len(sample)):
+    batches = [
+      {"images": images[i : i + size], "labels": sample.labels[i : i + size], "stats": stats}
+      for i in range(0, len(sample), size)
+    ]
+    try:
+      estimate = hessian.hessian_trace(loss, params, batches, key=key, probes=probes)
+      break
+    except RuntimeError as e:
+      if size == 1 or not is_out_of_memory(e):
+        raise
+      log.warning("%s: out of device memory with %d images at once; trying fewer", subject.name, size)
   return {
     "trace": estimate.mean,
     "stderr": estimate.stderr,
@@ -108,6 +117,15 @@ def _hessian(subject: Subject, sample: Split, probes: int, key: jax.Array) -> di
     "loss": float(np.mean([jax.jit(loss)(params, b) for b in batches])),
     "per_block": {name: list(pair) for name, pair in estimate.per_block.items()},
   }
+
+
+def _chunks(images: int) -> list[int]:
+  """Numbers of images to linearise at once: the largest divisor of `images` up to CHUNK, then at most half of the one
+  before, down to 1. Equal chunks make the mean over chunks the mean over images."""
+  sizes = [max(d for d in range(1, min(CHUNK, images) + 1) if images % d == 0)]
+  while sizes[-1] > 1:
+    sizes.append(max(d for d in range(1, sizes[-1] // 2 + 1) if images % d == 0))
+  return sizes
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mean", "std"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from ml_collections import ConfigDict
 
@@ -36,8 +37,22 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Na
   return args, overrides
 
 
+def add_download(parser: argparse.ArgumentParser) -> None:
+  """`--download`, for the commands that read a data set."""
+  parser.add_argument(
+    "--download",
+    action="store_true",
+    help="fetch published files that data.root lacks (the same as --config.data.download=true)",
+  )
+
+
 def load_config(args: argparse.Namespace, overrides: dict[str, str]) -> ConfigDict:
-  """The validated config that `--config` and its overrides name."""
+  """The validated config that `--config` and its overrides name; says which of its values do nothing."""
   if not args.config:
     raise UserError("no config given", "add --config=configs/quickstart.py")
-  return configs.load(args.config, overrides)
+  if args.download:
+    overrides = {**overrides, "data.download": "true"}
+  config = configs.load(args.config, overrides)
+  for note in configs.notes(config):
+    print(f"warning: {note}", file=sys.stderr)
+  return config

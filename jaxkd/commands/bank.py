@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jaxkd.commands import load_config, parse
+from jaxkd.commands import add_download, load_config, parse
 from jaxkd.errors import UserError
 
 ACTIONS = ("build", "check", "list")
@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--config", default="", help="the run that uses it")
   parser.add_argument("--teacher", default="", help="whose features (default: the only teacher with a bank)")
   parser.add_argument("--shard", default="0/1", metavar="I/N", help="build part I of N, one part per process")
+  add_download(parser)
 
 
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from jaxkd.commands import parse
+from jaxkd.commands import add_download, parse
 from jaxkd.errors import UserError
 
 
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="also average the probabilities over the original and N views augmented as in training",
   )
   parser.add_argument("-o", "--out", default="", help="folder of the JSON and figures (default: <run>/eval)")
+  add_download(parser)
 
 
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
@@ -41,6 +42,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
       f"{args.checkpoint} has no classifier to evaluate", "use forensics, or study for its features"
     )
   config = subjects.run_config(found)
+  config.data.download |= args.download
   subject = subjects.as_subject(Path(args.checkpoint).name, found)
   augment, views = config.data.augment.to_dict(), config.data.views.to_dict()
   if args.tta and not changes_images(augment, views):

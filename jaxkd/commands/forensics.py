@@ -6,7 +6,7 @@ import argparse
 import datetime
 from pathlib import Path
 
-from jaxkd.commands import parse
+from jaxkd.commands import add_download, parse
 from jaxkd.errors import UserError
 
 
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--images", type=int, default=512, help="test images for attention and CKA")
   parser.add_argument("--hessian-images", type=int, default=64, help="class-balanced images for the Hessian")
   parser.add_argument("--probes", type=int, default=30, help="Hutchinson probes per model")
+  add_download(parser)
 
 
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
@@ -41,6 +42,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
   from jaxkd.forensics import forensics
 
   models, config = subjects.load_subjects(args.checkpoints, names)
+  config.data.download |= args.download
   result = forensics(
     models,
     config,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from jaxkd.commands import load_config, parse
+from jaxkd.commands import add_download, load_config, parse
 from jaxkd.errors import UserError
 
 
@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--config", default="", help="FILE.py[:ARG]; another draw: --config.seed=1")
   parser.add_argument("--count", type=int, default=8, help="images, one row each (1 to 64)")
   parser.add_argument("-o", "--out", default="preview.png", help="the picture (default: preview.png)")
+  add_download(parser)
 
 
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from jaxkd.commands import load_config, parse
+from jaxkd.commands import add_download, load_config, parse
 from jaxkd.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--config", default="", help="FILE.py[:ARG]; single keys: --config.study.seeds=0,1,2")
   parser.add_argument("--workdir", default="", help="folder of the study (default: runs/study_<name>)")
+  add_download(parser)
 
 
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:

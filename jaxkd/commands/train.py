@@ -8,13 +8,14 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxkd import config as configs
-from jaxkd.commands import load_config, parse
+from jaxkd.commands import add_download, load_config, parse
 from jaxkd.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--config", default="", help="FILE.py[:ARG]; single keys: --config.optim.lr=3e-4")
   parser.add_argument("--workdir", default="", help="run folder (default: runs/<config name>)")
+  add_download(parser)
 
 
 def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:

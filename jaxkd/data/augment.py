@@ -44,6 +44,9 @@ PHOTOMETRY = (
   "cutout",
 )
 FACTORS = ("scale", "brightness", "contrast", "saturation")
+# Probabilities in the first view of full size, in each further one, and in small crops: DINO's (Caron et al., ICCV
+# 2021, arXiv:2104.14294), after BYOL's two views.
+RECIPES = {"dino": {"blur": (1.0, 0.1, 0.5), "solarize": (0.0, 0.2, 0.0)}}
 # Streams folded into the key of a step, besides the four it is split into.
 POLICY, TURN, MIX, LOCAL_POLICY = range(16, 20)
 
@@ -96,7 +99,7 @@ def draw_views(
     boxes,
     draw_affine(jax.random.fold_in(key, TURN), whole, **{k: augment[k] for k in AFFINE}),
     _plan(jax.random.fold_in(key, POLICY), positions, augment, augment["policy"], whole),
-    draw_photometry(k_photo, whole, **{k: augment[k] for k in PHOTOMETRY}),
+    draw_photometry(k_photo, whole, **_photometry_options(augment, views, (b, whole[0] - b, 0))),
   )
   if not views["local_count"]:
     return drawn, None
@@ -106,8 +109,15 @@ def draw_views(
   )  # their size is their geometry: no rotation, and a policy's colours only
   colors = "none" if augment["policy"] == "none" else augment["policy"].removesuffix("_color") + "_color"
   plan = _plan(jax.random.fold_in(key, LOCAL_POLICY), positions, augment, colors, (many, side, side, c))
-  options = {k: augment[k] for k in PHOTOMETRY}
+  options = _photometry_options(augment, views, (0, 0, many))
   return drawn, Drawn(small, {}, plan, draw_photometry(k_local_photo, (many, side, side, c), **options))
+
+
+def _photometry_options(augment: dict, views: dict, counts: tuple[int, int, int]) -> dict[str, Any]:
+  """`counts` of images in the first view, in further ones and in small crops, of which a recipe may speak apart."""
+  options = {k: augment[k] for k in (*PHOTOMETRY, "jitter")}
+  recipe = RECIPES.get(views.get("recipe", "none"), {})
+  return options | {k: np.repeat(np.array(shares, np.float32), counts) for k, shares in recipe.items()}
 
 
 def _plan(key: Array, positions, augment: dict, policy: str, shape: tuple[int, ...]) -> Plan | None:
@@ -172,7 +182,8 @@ def changes_images(augment: dict, views: dict) -> bool:
   """Whether a view of full size can differ from its image, mixing aside."""
   plain, augment = completed({}), completed(augment)
   options = ("crop", "flip", "policy", *AFFINE, *PHOTOMETRY)
-  return any(augment[k] != plain[k] for k in options) or tuple(views["global_scale"]) != NO_SCALE
+  by_view = views.get("recipe", "none") != "none" or tuple(views["global_scale"]) != NO_SCALE
+  return by_view or any(augment[k] != plain[k] for k in options)
 
 
 def moves(policy: str) -> bool:
@@ -264,7 +275,7 @@ def _words(drawn: dict[str, Array], i: int) -> list[str]:
     elif name == "translate":
       words += [f"translate {value[0] + 0:+g} {value[1] + 0:+g}"] if value.any() else []  # -0 becomes 0
     elif name in FACTORS:
-      words.append(f"{name} ×{value:.3g}")
-    elif name != "blur" or value:
+      words += [f"{name} ×{value:.3g}"] if value != 1 else []
+    elif value:
       words.append(f"{name} {value:.3g}")
   return words

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn import datasets as sklearn_datasets
 
 from jaxkd.data.source import Arrays, Source
 
@@ -14,7 +13,9 @@ def open_digits(options) -> Source:
   """1,797 handwritten digits, 8x8 with 17 grey levels (Alpaydin and Kaynak, 1998; bundled with scikit-learn)."""
 
   def read() -> Arrays:
-    raw = sklearn_datasets.load_digits()
+    from sklearn import datasets  # slow to import
+
+    raw = datasets.load_digits()
     return np.round(raw.images * (255 / 16)).astype(np.uint8), raw.target
 
   return Source(tuple("0123456789"), read, size=SIDE)

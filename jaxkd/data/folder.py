@@ -23,6 +23,7 @@ import numpy as np
 
 from jaxkd.data import pixels
 from jaxkd.data.source import Arrays, Source, inside, missing
+from jaxkd.data.stored import StoredImages
 from jaxkd.errors import UserError, did_you_mean, one_line
 
 log = logging.getLogger("jaxkd")
@@ -50,14 +51,20 @@ def open_folder(options) -> Source:
     UserError: a list names a file that is not there, or the test split has a class of its own.
   """
   class_names, train, test = listing(options.root)
+  shape = functools.cache(lambda: _shape(train, options))
 
   def read(part: Listing) -> Arrays:
-    size, channels = _shape(train, options)
+    size, channels = shape()
     return read_images(
       part, size=size, channels=channels, skip=options.on_error == "skip", exact=not options.image_size
     )
 
-  return Source(class_names, functools.partial(read, train), functools.partial(read, test) if test else None)
+  def stored() -> tuple[StoredImages, np.ndarray]:
+    images = StoredImages(tuple(map(str, train.paths)), *shape(), exact=not options.image_size)
+    return images, np.asarray(train.labels, np.int32)
+
+  read_test = functools.partial(read, test) if test else None
+  return Source(class_names, functools.partial(read, train), read_test, stored=stored)
 
 
 def listing(root: str) -> tuple[tuple[str, ...], Listing, Listing | None]:
@@ -176,14 +183,19 @@ def read_images(part: Listing, *, size: int, channels: int, skip: bool, exact: b
         raise
       bad += 1
       log.warning("skipped: %s", one_line(e.message))
-      if bad > SKIP_LIMIT * n:
-        raise UserError(
-          f"{bad} of {n} images cannot be decoded, more than {SKIP_LIMIT:.0%}; the last is {path}",
-          "repair or remove them",
-        ) from e
+      check_skipped(bad, n, path)
   if bad:
     log.warning("skipped %d of %d images (data.on_error=skip)", bad, n)
   return images[: len(kept)], np.asarray(part.labels, np.int32)[kept]
+
+
+def check_skipped(bad: int, n: int, path: str | Path) -> None:
+  """Raises UserError when `bad` undecodable files of `n`, `path` the last of them, are too many to skip."""
+  if bad > SKIP_LIMIT * n:
+    raise UserError(
+      f"{bad} of {n} images cannot be decoded, more than {SKIP_LIMIT:.0%}; the last is {path}",
+      "repair or remove them",
+    )
 
 
 def read_image(path: Path, *, size: int, channels: int, exact: bool = False) -> np.ndarray:

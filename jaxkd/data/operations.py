@@ -274,33 +274,43 @@ def hue(images: UInt8[Array, "b h w c"], turn: Float[Array, " b"]) -> UInt8[Arra
   if images.shape[-1] == 1:
     return images
   h, s, v = _to_hsv(images)
-  shift = (_per_image(turn)[..., 0] * 255).astype(jnp.int32)
-  return _from_hsv((h + shift) % 256, s, v)
+  h = h + jnp.trunc(_per_image(turn)[..., 0] * 255)
+  return _from_hsv(jnp.where(h < 0, h + 256, jnp.where(h < 256, h, h - 256)), s, v)
 
 
-def _to_hsv(images) -> tuple[Int[Array, "b h w"], Int[Array, "b h w"], Int[Array, "b h w"]]:
-  r, g, b = jnp.moveaxis(images.astype(jnp.int32), -1, 0)
+# Whole numbers in floats below 2^24: CPUs divide integers one by one. A half keeps whole quotients off the edge.
+
+
+def _to_hsv(images) -> tuple[Float[Array, "b h w"], Float[Array, "b h w"], Float[Array, "b h w"]]:
+  r, g, b = jnp.moveaxis(images.astype(jnp.float32), -1, 0)
   high, low = jnp.maximum(jnp.maximum(r, g), b), jnp.minimum(jnp.minimum(r, g), b)
   span = high - low
   sixths = jnp.where(r == high, g - b, jnp.where(g == high, 2 * span + b - r, 4 * span + r - g))  # times span
   sixths = jnp.where(sixths < 0, sixths + 6 * span, sixths)
-  saturation = span.astype(jnp.float32) / jnp.maximum(high, 1).astype(jnp.float32)
-  return 255 * sixths // jnp.maximum(6 * span, 1), _times_255(saturation), high
+  hue = jnp.floor((255 * sixths + 0.5) / jnp.maximum(6 * span, 1))
+  return hue, _times_255(span / jnp.maximum(high, 1)), high
 
 
-def _times_255(x) -> Int[Array, ...]:
+def _times_255(x) -> Float[Array, ...]:
   """floor(255 x) of the exact product, as in Pillow: in float32 255 * (k / 255) would always round to k."""
   near = jnp.round(x * 255)
-  return jnp.where((x * 256 - near) - x < 0, near - 1, near).astype(jnp.int32)
+  return jnp.where((x * 256 - near) - x < 0, near - 1, near)
 
 
 def _from_hsv(h, s, v) -> UInt8[Array, "b h w 3"]:
-  sector, f = 6 * h // 255, 6 * h % 255
-  mixed = (65025 - 255 * s, 65025 - s * f, 65025 - s * (255 - f))
-  v, p, q, t = (x.astype(jnp.uint8) for x in (v, *((2 * v * x + 65025) // 130050 for x in mixed)))
-  which = [sector % 6 == i for i in range(5)]
-  channels = ((v, q, p, p, t, v), (t, v, v, q, p, p), (p, p, t, v, v, q))
-  return jnp.stack([jnp.select(which, options[:5], options[5]) for options in channels], axis=-1)
+  sector = jnp.floor((6 * h + 0.5) * (1 / 255))
+  f = 6 * h - 255 * sector  # how far into this sixth of the circle, of 255
+  sector = jnp.where(sector == 6, 0, sector)
+
+  def channel(peak):  # full within a sixth of its peak, absent two sixths away, linear between
+    away = jnp.where(sector < peak, sector + 6, sector) - peak
+    lost = jnp.where(
+      (away == 0) | (away == 5), 0, jnp.where(away == 1, f, jnp.where(away == 4, 255 - f, 255))
+    )
+    # v (65025 - s lost) / 65025 to the nearest level; 32512 is right for every v, s and lost.
+    return jnp.floor((v * (65025 - s * lost) + 32512) * (1 / 65025)).astype(jnp.uint8)
+
+  return jnp.stack([channel(peak) for peak in (0, 2, 4)], axis=-1)
 
 
 def gaussian_blur(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxkd.data import operations, policies
@@ -18,7 +19,10 @@ BLUR = (0.1, 2.0)  # sigma in pixels, as in SimCLR and DINO
 SOLARIZE = 128  # threshold, as in BYOL and DINO
 FURTHER = 16  # the streams of the options below are folded in from here on: far from the counters of a split
 
+NEUTRAL = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
+
 Draws = dict[str, Array]
+Share = Float[np.ndarray, " b"]
 
 
 def photometry(
@@ -36,9 +40,10 @@ def draw_photometry(
   contrast: float = 0.0,
   saturation: float = 0.0,
   hue: float = 0.0,
+  jitter: float = 1.0,
   grayscale: float = 0.0,
-  blur: float = 0.0,
-  solarize: float = 0.0,
+  blur: float | Share = 0.0,
+  solarize: float | Share = 0.0,
   erase: float = 0.0,
   cutout: int = 0,
 ) -> Draws:
@@ -47,7 +52,8 @@ def draw_photometry(
   Args:
     brightness, contrast, saturation: factors are uniform in [1 - x, 1 + x].
     hue: turns are uniform in [-x, x], in whole turns.
-    grayscale, blur, solarize, erase: probabilities.
+    jitter: probability of these four, drawn once for all of them.
+    grayscale, blur, solarize, erase: probabilities; of `blur` and `solarize` also one for each image.
     cutout: side of the square in pixels.
 
   Returns:
@@ -56,7 +62,7 @@ def draw_photometry(
   """
   b, h, w, _ = shape
   k_brightness, k_contrast, k_cutout = jax.random.split(key, 3)
-  names = (*ON_LEVELS, "sigma", "erase")
+  names = (*ON_LEVELS, "sigma", "erase", "jitter")
   keys = {name: jax.random.fold_in(key, FURTHER + i) for i, name in enumerate(names)}
   drawn: Draws = {}
   factors = (("brightness", k_brightness, brightness), ("contrast", k_contrast, contrast))
@@ -65,10 +71,13 @@ def draw_photometry(
       drawn[name] = jax.random.uniform(k, (b,), minval=1 - amount, maxval=1 + amount)
   if hue:
     drawn["hue"] = jax.random.uniform(keys["hue"], (b,), minval=-hue, maxval=hue)
+  if drawn and jitter < 1:
+    chosen = jax.random.bernoulli(keys["jitter"], jitter, (b,))
+    drawn = {name: jnp.where(chosen, x, NEUTRAL[name]) for name, x in drawn.items()}
   for name, share in (("grayscale", grayscale), ("solarize", solarize)):
-    if share:
+    if np.any(share):
       drawn[name] = jax.random.bernoulli(keys[name], share, (b,))
-  if blur:
+  if np.any(blur):
     sigma = jax.random.uniform(keys["sigma"], (b,), minval=BLUR[0], maxval=BLUR[1])
     drawn["blur"] = jnp.where(jax.random.bernoulli(keys["blur"], blur, (b,)), sigma, 0.0)
   if erase:

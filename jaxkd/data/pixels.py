@@ -22,7 +22,6 @@ shrinks) and the centre square is kept, in one resampling.
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +30,8 @@ from PIL import Image, ImageOps
 from jaxkd.errors import UserError
 
 PIXEL_LIMIT = 2**26
+# The warning is raised where warnings are errors.
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 GREY_MODES = ("1", "L", "LA", "I;16", "I;16L", "I;16B")
 
 
@@ -50,7 +51,7 @@ def decode(path: Path) -> np.ndarray:
       return _to_uint8(ImageOps.exif_transpose(im), path)
   except BadImage:
     raise
-  except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
+  except (EOFError, *UNREADABLE) as e:
     if isinstance(e, (FileNotFoundError, PermissionError)):
       raise
     raise BadImage(f"cannot decode {path}: {e}", "replace the file, or --config.data.on_error=skip") from e
@@ -65,16 +66,16 @@ def probe(path: Path) -> tuple[int, bool]:
   try:
     with _open(path) as im:
       return min(im.size), im.mode in GREY_MODES
-  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+  except UNREADABLE as e:
     if isinstance(e, (FileNotFoundError, PermissionError)):
       raise
     raise BadImage(f"cannot decode {path}: {e}", "replace the file, or --config.data.on_error=skip") from e
 
 
 def _open(path: Path) -> Image.Image:
-  with warnings.catch_warnings():  # our own limit is lower than the one Pillow warns at
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    im = Image.open(path)
+  # Our limit is lower than the one at which Pillow warns. The warning is not switched off: the filters belong to the
+  # whole process, and several threads read.
+  im = Image.open(path)
   if im.width * im.height > PIXEL_LIMIT:
     im.close()
     raise BadImage(

@@ -340,26 +340,33 @@ def _apply_masked(images, plan: Plan) -> UInt8[Array, "b h w c"]:
 
 
 def _apply_sliced(images, plan: Plan) -> UInt8[Array, "b h w c"]:
-  """Results of each stage are appended to a pool; `place` says where the newest version of an image is in it."""
+  """Results of each stage are written behind the images into one buffer; `place` says where the newest version of an
+  image is in it. (Written in place: concatenated, each part would be computed again by all who read it.)"""
   shards = images.shape[0] // SHARD
   ops, magnitudes = (x.reshape(shards, SHARD, -1) for x in (plan.ops, plan.magnitudes))
-  pool = images.reshape(shards, SHARD, *images.shape[1:])
+  names = [[name for name in PHOTOMETRIC if capacity[ID[name]]] for capacity in plan.capacity]
+  slices = sum(
+    capacity[ID[name]] for stage, capacity in zip(names, plan.capacity, strict=True) for name in stage
+  )
   place = jnp.broadcast_to(jnp.arange(SHARD, dtype=jnp.int32)[None], (shards, SHARD))
+  pool = jnp.zeros((shards, SHARD + slices, *images.shape[1:]), jnp.uint8)
+  pool = _write(pool, images.reshape(shards, SHARD, *images.shape[1:]), 0)
+  end = SHARD
   for stage, capacity in enumerate(plan.capacity):
-    names = [name for name in PHOTOMETRIC if capacity[ID[name]]]
-    slot, start = _slots(ops[:, :, stage], names, capacity)
-    chosen = (slot[:, None, :] == jnp.arange(start[-1])[None, :, None]).argmax(
-      axis=2
-    )  # unused slots: image 0
+    slot, start = _slots(ops[:, :, stage], names[stage], capacity)
+    # Unused slots take image 0.
+    chosen = (slot[:, None, :] == jnp.arange(start[-1])[None, :, None]).argmax(axis=2)
     taken = _take(pool, _take(place, chosen))
     strength = _take(magnitudes[:, :, stage], chosen)
-    results = [
-      _merged(OPERATIONS[name], taken[:, a:b], strength[:, a:b])
-      for name, (a, b) in zip(names, itertools.pairwise(start), strict=True)
-    ]
-    place = jnp.where(slot >= 0, pool.shape[1] + slot, place)
-    pool = jnp.concatenate([pool, *results], axis=1)
+    for name, (a, b) in zip(names[stage], itertools.pairwise(start), strict=True):
+      pool = _write(pool, _merged(OPERATIONS[name], taken[:, a:b], strength[:, a:b]), end + a)
+    place = jnp.where(slot >= 0, end + slot, place)
+    end += start[-1]
   return _take(pool, place).reshape(images.shape)
+
+
+def _write(pool, part, start: int) -> UInt8[Array, "shards n h w c"]:
+  return jax.lax.dynamic_update_slice_in_dim(pool, part, start, axis=1)
 
 
 def _slots(ops, names: list[str], capacity) -> tuple[Int[Array, "shards 64"], list[int]]:

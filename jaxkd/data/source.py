@@ -9,10 +9,14 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxkd.errors import UserError, one_line
+from jaxkd.errors import JaxkdError, UserError, one_line
+
+if TYPE_CHECKING:
+  from jaxkd.data.stored import StoredImages
 
 DOWNLOAD_FLAG = "--config.data.download=true"
 
@@ -28,12 +32,19 @@ class Source:
     train: reads images uint8 [n h w] or [n h w c] and labels [n]; all images where there is no `test`.
     test: reads the set's own test split; `None` has one cut from `train` by `data.test`.
     size: side that `data.image_size=0` stands for; 0 is the images' own.
+    stored: the same as `train` with the images left in their files, undecodable ones included; `None` where the
+      source can only be read whole.
   """
 
   class_names: tuple[str, ...]
   train: Callable[[], Arrays]
   test: Callable[[], Arrays] | None = None
   size: int = 0
+  stored: Callable[[], tuple[StoredImages, np.ndarray]] | None = None
+
+
+class LoaderFailure(JaxkdError):
+  """Reading ahead stopped: a worker process ended, or raised something unforeseen."""
 
 
 class MissingFiles(UserError):

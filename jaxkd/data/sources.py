@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from jaxkd.data import builtin, cifar, download, folder, idx, npz, shapes, svhn, tfds_source
 from jaxkd.data.pixels import conform
-from jaxkd.data.source import Arrays, MissingFiles, Source, inside, reading
-from jaxkd.data.splits import Split, balanced_sample, stratified, thin
+from jaxkd.data.source import MissingFiles, Source, inside, reading
+from jaxkd.data.splits import Split, balanced_sample, resident, stratified, thin
+from jaxkd.data.stored import StoredImages
+from jaxkd.data.survey import survey, without_damaged
 from jaxkd.errors import UserError, did_you_mean, one_line
 
 __all__ = ["SOURCES", "Dataset", "Split", "balanced_sample", "load", "load_test"]
@@ -32,6 +34,7 @@ class Dataset:
   mean: tuple[float, ...]
   std: tuple[float, ...]
   digest: str
+  placement: str = "device"  # of the training images: all on the device, or "streamed" by batch
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
@@ -73,7 +76,7 @@ def load(options) -> Dataset:
       an image.
   """
   source = _open(options)
-  images, labels = _read(source, source.train, options, "train")
+  images, labels = _training_images(source, options)
   names = tuple(map(one_line, source.class_names))
   for empty in np.flatnonzero(np.bincount(labels, minlength=len(names)) == 0):
     log.warning("data set '%s': class %d ('%s') has no image", options.name, empty, names[empty])
@@ -83,8 +86,33 @@ def load(options) -> Dataset:
     train_index, labels, subset=options.subset, per_class=options.per_class, seed=options.split_seed
   )
   train, validation = (_part(images, labels, i, source, options) for i in (train_index, validation_index))
-  mean, std = _statistics(train.images, options)
-  return Dataset(options.name, names, train, validation, mean, std, _digest(train))
+  placement = _placement(train.images, options)
+  train = train if placement == "streamed" else resident(train)
+  validation = validation if _large(validation.images, options) else resident(validation)
+  counts, digest = survey(train, workers=options.workers)
+  mean, std = _statistics(counts, options)
+  return Dataset(options.name, names, train, validation, mean, std, digest, placement)
+
+
+def _training_images(source: Source, options) -> tuple[Any, np.ndarray]:
+  """All images of `source.train` with their labels; left in their files where they are many or to be streamed."""
+  if source.stored and options.placement != "device":
+    images, labels = _read(source, source.stored, options, "train")
+    if options.placement == "streamed" or _large(images, options):
+      if options.on_error == "skip":
+        images, labels = without_damaged(images, labels, workers=options.workers)
+      return images, labels
+  return _read(source, source.train, options, "train")
+
+
+def _large(images: np.ndarray, options) -> bool:
+  return images.nbytes > options.device_gib * 2**30
+
+
+def _placement(images: np.ndarray, options) -> str:
+  if options.placement != "auto":
+    return options.placement
+  return "streamed" if _large(images, options) else "device"
 
 
 def load_test(options, *, cues: str = "") -> Split:
@@ -106,8 +134,12 @@ def load_test(options, *, cues: str = "") -> Split:
   return _part(images, labels, index, source, options)
 
 
-def _part(images: np.ndarray, labels: np.ndarray, index: np.ndarray, source: Source, options) -> Split:
+def _part(
+  images: np.ndarray | StoredImages, labels: np.ndarray, index: np.ndarray, source: Source, options
+) -> Split:
   """The images of `index` in their final size and channels."""
+  if isinstance(images, StoredImages):  # which have both already
+    return Split(images.take(index), labels[index])
   size = options.image_size or source.size
   return Split(conform(images[index], size=size, channels=options.channels), labels[index])
 
@@ -156,7 +188,9 @@ def _check_digests(options) -> None:
       )
 
 
-def _read(source: Source, part: Callable[[], Arrays], options, what: str) -> Arrays:
+def _read(
+  source: Source, part: Callable[[], tuple[Any, np.ndarray]], options, what: str
+) -> tuple[Any, np.ndarray]:
   """One part as stored, uint8 [n h w c], with its labels checked."""
   with reading(options.root or options.name):
     images, labels = part()
@@ -176,9 +210,9 @@ def _read(source: Source, part: Callable[[], Arrays], options, what: str) -> Arr
   return images, labels.astype(np.int32)
 
 
-def _statistics(images: np.ndarray, options) -> tuple[tuple[float, ...], tuple[float, ...]]:
-  """Mean and standard deviation per channel in [0, 1]."""
-  channels = images.shape[-1]
+def _statistics(counts: np.ndarray, options) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """Mean and standard deviation per channel in [0, 1], from counts [c 256] of values."""
+  channels = len(counts)
   if options.statistics == "known":
     if options.name not in KNOWN_STATISTICS:
       raise UserError(
@@ -194,16 +228,8 @@ def _statistics(images: np.ndarray, options) -> tuple[tuple[float, ...], tuple[f
     return (mean, std) if len(mean) == channels else (mean * channels, std * channels)
   # From counts of the 256 values: exact, and without a float copy of the images.
   value = np.arange(256) / 255
-  counts = [np.bincount(images[..., c].reshape(-1), minlength=256) for c in range(channels)]
   mean = tuple(float(np.average(value, weights=n)) for n in counts)
   std = tuple(
     float(np.sqrt(np.average((value - m) ** 2, weights=n))) for n, m in zip(counts, mean, strict=True)
   )
   return mean, std
-
-
-def _digest(split: Split) -> str:
-  """SHA-256 of the bytes of images, then labels."""
-  found = hashlib.sha256(np.ascontiguousarray(split.images).data)
-  found.update(np.ascontiguousarray(split.labels).data)
-  return found.hexdigest()

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from jaxkd.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """images uint8 [n h w c], labels int32 [n]."""
+  """images uint8 [n h w c], labels int32 [n].
 
-  images: np.ndarray
+  `images` may be `StoredImages`, which are decoded when indexed (`images[:]` is all of them).
+  """
+
+  images: Any  # np.ndarray or StoredImages
   labels: np.ndarray
 
   def __len__(self) -> int:
     return len(self.labels)
+
+
+def resident(split: Split) -> Split:
+  """`split` with its images in memory."""
+  return split if isinstance(split.images, np.ndarray) else Split(split.images[:], split.labels)
 
 
 def stratified(
@@ -31,6 +39,8 @@ def stratified(
   Raises:
     UserError: a part would leave a class without an image.
   """
+  from sklearn.model_selection import train_test_split  # slow to import, and data workers never split
+
   try:
     a, b = train_test_split(index, test_size=share, random_state=seed, stratify=labels[index])
   except ValueError as e:

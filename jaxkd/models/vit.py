@@ -16,13 +16,13 @@ from jaxtyping import Array, Float
 from jaxkd.models.attention import resolve_implementation
 from jaxkd.models.layers import (
   DTYPES,
+  LayerNorm,
   check_classes,
   check_images,
   check_rates,
   check_sizes,
   choose,
   classify,
-  float32_layer_norm,
   image_pair,
   run_block,
 )
@@ -97,7 +97,7 @@ class ViT(nn.Module):
     self, images: Float[Array, "b h w c"], *, train: bool = False, want: tuple[str, ...] = ()
   ) -> tuple[Float[Array, "b c"], dict[str, Array]]:
     maps = "attn" in [choose("tap to want", name, ("attn",)) for name in want]
-    norm = float32_layer_norm("norm", self.norm_epsilon)
+    norm = LayerNorm(self.norm_epsilon, name="norm")
     x = self._embed(images, train)
     taps = {"embed/tokens": x}
     for i in range(self.depth):

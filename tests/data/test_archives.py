@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +59,19 @@ def test_idx_files_packed_or_not(tmp_path, pack, dot):
   both = np.concatenate([dataset.train.images, dataset.validation.images])[..., 0]
   assert {im.tobytes() for im in both} == {im.tobytes() for im in kept["train"][0]}
   assert dataset.class_names[9] == "Ankle boot"
+
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.mark.skipif(not DEBIAN.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
+def test_debians_fashion_mnist_is_read_in_place():
+  chosen = options("fashion_mnist", DEBIAN, per_class=10)
+  dataset, test = data.load(chosen), data.load_test(chosen)
+  assert dataset.image_shape == (28, 28, 1)
+  assert len(dataset.train) == 100
+  assert np.bincount(test.labels).tolist() == 10 * [1000]
+  assert dataset.class_names[0].lower().startswith("t-shirt")
 
 
 def test_known_statistics_of_mnist_follow_the_channels(tmp_path):

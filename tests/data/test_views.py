@@ -320,10 +320,10 @@ def test_a_bank_takes_colours_only():
     with config.unlocked():
       config.teachers.cnn.bank = "runs/bank"
     with pytest.raises(UserError, match="holds crops and mirrors only") as e:
-      configs._validate_augment(config, "")
+      configs.validate_augment(config, "")
     assert e.value.hint.startswith(hint)
     config.data.augment.update(policy="randaugment_color", translate=0.0)
-    configs._validate_augment(config, "")
+    configs.validate_augment(config, "")
 
 
 def test_a_study_with_a_token_term_mixes_in_no_arm():

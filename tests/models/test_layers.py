@@ -1,5 +1,7 @@
 """Layers against float64 numpy and against what torch computes by default."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from flax import linen as nn
 from scipy.special import erf
 
-from jaxkd.models.layers import DropPath, ResidualBlock, batch_norm, conv3x3, gelu, layer_norm
+from jaxkd.models.layers import DropPath, LayerNorm, ResidualBlock, batch_norm, conv3x3, gelu, layer_norm
 
 from .jitted import evaluate, init, train, true_init
 
@@ -72,6 +74,28 @@ def test_layer_norm_survives_a_large_mean():
   fast = evaluate(nn.LayerNorm(epsilon=1e-6), {"params": variables["params"]["norm"]}, x)
   assert np.abs(fast - expected).max() > 1e-2  # negative control: E[x^2] - E[x]^2
   assert evaluate(Norm("layer", jnp.bfloat16), variables, x).dtype == jnp.bfloat16
+
+
+def test_layer_norms_derivatives_are_those_of_its_formula():
+  keys = jax.random.split(jax.random.key(0), 4)
+  x, dx, dy = (2 * jax.random.normal(k, (3, 16)) + 1 for k in keys[:3])
+  plain = nn.LayerNorm(epsilon=0.1, use_fast_variance=False)  # an epsilon that counts
+  variables = plain.init(keys[3], x)
+  variables = jax.tree.map(lambda p: p + jax.random.normal(keys[3], p.shape), variables)
+
+  def derivatives(module):
+    def loss(v, x):
+      return jnp.vdot(jnp.tanh(module.apply(v, x)), dy)
+
+    gradient = jax.grad(loss, argnums=(0, 1))
+    forward = jax.jvp(lambda x: module.apply(variables, x), (x,), (dx,))
+    second = jax.jvp(lambda x: gradient(variables, x), (x,), (dx,))
+    return forward, second
+
+  ours, flax = (jax.jit(derivatives, static_argnums=0)(m) for m in (LayerNorm(0.1), plain))
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), ours, flax)
+  other = jax.jit(derivatives, static_argnums=0)(LayerNorm(0.11))  # negative control
+  assert np.abs(other[1][0][1] - flax[1][0][1]).max() > 1e-3
 
 
 def test_batch_norm_statistics():

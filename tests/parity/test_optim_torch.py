@@ -10,6 +10,8 @@ pytest.importorskip("torch")
 import torch
 from torch.optim import lr_scheduler
 
+from jaxkd.plateau import observe, plateau_scale, scale_by_plateau
+
 from . import optim_cases as cases
 from .make_optim_goldens import train
 
@@ -103,3 +105,17 @@ def test_schedule_after_a_warm_up(name):
 
   found = ours(**options, warmup_epochs=2.0, steps=total + warmup)[:STEPS]
   np.testing.assert_allclose(found, theirs(sequence), rtol=0, atol=1e-6 * LR)
+
+
+@pytest.mark.parametrize("cooldown", [0, 3])
+def test_plateau(cooldown):
+  validations = np.minimum(np.arange(STEPS) / 40, 1) + np.random.default_rng(0).normal(size=STEPS) / 10 + 1
+  options = {"factor": 0.3, "patience": 2, "cooldown": cooldown}
+  optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
+  scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", min_lr=LR / 100, **options)
+  state = scale_by_plateau().init({})
+  for value in validations:
+    scheduler.step(value)
+    state = observe(state, value, **options, min_scale=0.01)
+    assert LR * float(plateau_scale(state)) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
+  assert float(plateau_scale(state)) < 0.1
