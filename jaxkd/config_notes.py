@@ -40,6 +40,7 @@ READ_BY_SCHEDULE = {
   "plateau_cooldown": ("plateau",),
 }
 SYNTHETIC = ("synthetic", "synthetic_shapes")
+COLOR_FACTORS = ("brightness", "contrast", "saturation", "hue")
 SHAPES_ONLY = ("local_strength", "global_strength", "global_shift")
 # Kinds that read a field which every term has.
 READ_BY_KIND = {
@@ -65,7 +66,7 @@ def _run_notes(config: ConfigDict, path: str) -> list[str]:
 
 
 def _common_notes(config: ConfigDict, path: str) -> list[str]:
-  return _optim_notes(config, path) + _train_notes(config, path) + _data_notes(config.data, f"{path}data")
+  return _optim_notes(config, path) + _data_notes(config.data, f"{path}data")
 
 
 def _optim_notes(config: ConfigDict, path: str) -> list[str]:
@@ -92,11 +93,6 @@ def _optim_notes(config: ConfigDict, path: str) -> list[str]:
   return found
 
 
-def _train_notes(config: ConfigDict, path: str) -> list[str]:
-  train, found = config.train, []
-  return found
-
-
 def _data_notes(data: ConfigDict, key: str) -> list[str]:
   augment, views, found = data.augment, data.views, []
   for option in ("examples", "classes", *SHAPES_ONLY):
@@ -105,6 +101,8 @@ def _data_notes(data: ConfigDict, key: str) -> list[str]:
       found.append(_inert(key, data, option, f"with data set '{data.name}' (it is for {', '.join(readers)})"))
   if augment.mix_per_sample and not (augment.mixup or augment.cutmix):
     found.append(_inert(f"{key}.augment", augment, "mix_per_sample", "without mixup or cutmix"))
+  if _is_set(augment, schema.DATA["augment"], "jitter") and not any(augment[k] for k in COLOR_FACTORS):
+    found.append(_inert(f"{key}.augment", augment, "jitter", f"without {', '.join(COLOR_FACTORS)}"))
   for option in ("policy_count", "policy_magnitude"):
     if not augment.policy.startswith("randaugment") and _is_set(augment, schema.DATA["augment"], option):
       found.append(_inert(f"{key}.augment", augment, option, f"with policy={augment.policy}"))

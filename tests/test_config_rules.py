@@ -77,6 +77,7 @@ def test_contradictions_are_refused(more, message, hint):
     ({"optim": {"decay_all": True, "weight_decay": 0.0}}, "optim.decay_all=True does nothing"),
     ({"optim": {"lr_base_batch": 64}}, "optim.lr_base_batch=64 does nothing with lr_scaling=none"),
     ({"data": {"augment": {"mix_per_sample": True}}}, "data.augment.mix_per_sample=True does nothing"),
+    ({"data": {"augment": {"jitter": 0.8}}}, "data.augment.jitter=0.8 does nothing without brightness"),
     ({"data": {"augment": {"policy_count": 3}}}, "data.augment.policy_count=3 does nothing with policy=none"),
     ({"data": {"name": "digits"}}, "data.examples=120 does nothing with data set 'digits'"),
     ({"data": {"views": {"local_size": 4}}}, "data.views.local_size=4 does nothing with local_count=0"),
