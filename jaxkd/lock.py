@@ -7,6 +7,7 @@ another machine cannot be; its lock counts as long as its time stamp, renewed ev
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -102,7 +103,8 @@ class Lock:
     while not self.released.wait(BEAT):
       if not self._is_ours():
         return
-      os.utime(self.path)
+      with contextlib.suppress(OSError):  # released this very moment, or a file system that hiccups
+        os.utime(self.path)
 
   def _is_ours(self) -> bool:
     try:
