@@ -1,6 +1,6 @@
 """What the feature bank costs and saves: one training step with banked features, fed constants, labels only, live.
 
-  python -m bench.bank [--rounds 12] [--live-rounds 3]
+  python -m bench.bank [--rounds 7] [--live-rounds 4] [--batch 128]
 
 DeiT-Tiny on 32 px images, token, correlation and CKA terms against DINOv2-S/14 (random weights, 224 px, four layers).
 The variants run in turns within one process; medians and the spread over rounds. The live teacher, which is slow, gets
@@ -89,10 +89,10 @@ class Variant:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--rounds", type=int, default=12)
-  parser.add_argument("--live-rounds", type=int, default=3)
-  parser.add_argument("--batch", type=int, default=32)
-  parser.add_argument("--images", type=int, default=160)
+  parser.add_argument("--rounds", type=int, default=7)
+  parser.add_argument("--live-rounds", type=int, default=4)
+  parser.add_argument("--batch", type=int, default=128)
+  parser.add_argument("--images", type=int, default=200)
   args = parser.parse_args()
   times: dict[str, list[float]] = {}
   with tempfile.TemporaryDirectory() as folder:
