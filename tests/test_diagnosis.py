@@ -2,10 +2,11 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import diagnosis
+from jaxkd import diagnosis, terms
 from jaxkd.train import train
 from tests import tiny
 
@@ -57,3 +58,17 @@ def test_the_published_gram_scale_is_inert_and_ours_is_not(tmp_path):
   rows, log = gram(tmp_path, published=False)
   assert "inert" not in log
   assert np.isfinite(rows[-1]["gram/prediction_spread"])
+
+
+@pytest.mark.parametrize(("noise", "shared"), [(1.0, 0.0), (1.0, 3.0), (0.1, 5.0)])
+def test_spread_is_the_standard_deviation_of_unit_tokens(noise, shared):
+  x = np.random.default_rng(0).normal(size=(8, 9, 16)) * noise + shared * np.arange(1, 17)
+  unit = (x / np.linalg.norm(x, axis=-1, keepdims=True)).reshape(-1, 16)
+  found = float(terms._spread(jnp.asarray(x, jnp.float32)))
+  assert found == pytest.approx(np.sqrt(unit.var(0).sum()), abs=2e-4)
+  assert abs(found - np.sqrt(x.reshape(-1, 16).var(0).sum())) > 0.1  # negative control: lengths count
+
+
+def test_equal_or_empty_features_have_no_spread():
+  assert float(terms._spread(jnp.ones((4, 9, 16)))) < 1e-3
+  assert float(terms._spread(jnp.zeros((4, 9, 16)))) == 0.0
