@@ -19,6 +19,7 @@ from jaxkd import data, optim, schema, sharding, teachers
 from jaxkd.data import Dataset
 from jaxkd.errors import UserError
 from jaxkd.model_options import create_model
+from jaxkd.models.parameters import variable_shapes
 from jaxkd.objective import Objective
 from jaxkd.targets import Owner
 from jaxkd.teachers import Teacher
@@ -111,7 +112,7 @@ def build(config: ConfigDict) -> Experiment:
     mixing=bool(augment.get("mixup", 0) or augment.get("cutmix", 0)),
   )
   _check_crops(config, model, dataset)
-  _check_optimizer(tx, model, objective, dataset)
+  _check_optimizer(tx, model, objective)
   check_terms(objective, batch_size=batch_size)
   for term, _, target in objective.whitened():
     if frozen[target.teacher].is_ema:
@@ -145,14 +146,10 @@ def recomputing(model: nn.Module, remat: str) -> nn.Module:
   return model.clone(remat=True)
 
 
-def _check_optimizer(
-  tx: optax.GradientTransformation, model: nn.Module, objective: Objective, dataset: Dataset
-) -> None:
+def _check_optimizer(tx: optax.GradientTransformation, model: nn.Module, objective: Objective) -> None:
   """Raises the UserErrors of the optimiser's `init` (freezing, Muon, depths) before anything is compiled."""
-  images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
-  shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)["params"]
   heads, _ = jax.eval_shape(lambda: objective.init(jax.random.key(0)))
-  jax.eval_shape(tx.init, {"model": shapes, "heads": heads})
+  jax.eval_shape(tx.init, {"model": variable_shapes(model)["params"], "heads": heads})
 
 
 def _check_following(config: ConfigDict) -> None:

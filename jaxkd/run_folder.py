@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import datetime
 import logging
-import os
 import platform
 import shlex
 import subprocess
@@ -20,6 +19,7 @@ from ml_collections import ConfigDict
 import jaxkd
 from jaxkd import config as configs
 from jaxkd import files
+from jaxkd.data.stored import cores
 from jaxkd.errors import UserError, one_line
 
 log = logging.getLogger("jaxkd")
@@ -117,9 +117,7 @@ def hardware() -> str:
     name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
   except (OSError, StopIteration):
     name = platform.processor() or platform.machine()
-  return (
-    f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
-  )
+  return f"{name}, {cores()} cores"
 
 
 class FileLog:
@@ -132,6 +130,7 @@ class FileLog:
     self.handlers[1].setLevel(logging.WARNING)
 
   def __enter__(self) -> None:
+    self.before = log.propagate, log.level
     log.propagate = False  # absl gives the root logger a handler of its own
     log.setLevel(logging.INFO)
     for handler in self.handlers:
@@ -141,6 +140,8 @@ class FileLog:
     for handler in self.handlers:
       log.removeHandler(handler)
       handler.close()
+    log.propagate = self.before[0]
+    log.setLevel(self.before[1])
 
 
 class _OneLine(logging.Formatter):

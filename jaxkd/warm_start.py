@@ -16,6 +16,7 @@ from flax import traverse_util
 from jaxkd import checkpoint, files
 from jaxkd.errors import UserError
 from jaxkd.experiment import Experiment, create_model
+from jaxkd.models.parameters import variable_shapes
 from jaxkd.step import TrainState
 from jaxkd.weights.opened import is_weights, open_weights
 from jaxkd.weights.read import check_digest
@@ -102,13 +103,7 @@ def _open(experiment: Experiment) -> tuple[Any, dict[str, Any], str]:
 
 
 def _shapes(options: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-  model = create_model(options)
-  images = jax.ShapeDtypeStruct((1, *_pair(options["image_size"]), options["in_channels"]), jnp.float32)
-  return traverse_util.flatten_dict(dict(jax.eval_shape(model.init, jax.random.key(0), images)), sep="/")
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-  return (size, size) if isinstance(size, int) else size
+  return traverse_util.flatten_dict(dict(variable_shapes(create_model(options))), sep="/")
 
 
 def _class_paths(options: dict[str, Any], wanted: dict[str, jax.ShapeDtypeStruct]) -> set[str]:

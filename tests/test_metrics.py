@@ -64,7 +64,6 @@ def records(content):
 
 
 def test_tensorboard_that_cannot_write_does_not_stop_the_run(tmp_path, monkeypatch, caplog):
-  logging.getLogger("jaxkd").propagate = True
 
   def full(*_):
     raise OSError(28, "No space left on device")
@@ -120,7 +119,6 @@ def test_without_the_package_wandb_is_a_user_error_with_the_remedy(tmp_path, mon
 
 
 def test_a_service_that_does_not_answer_is_left_out(tmp_path, monkeypatch, caplog):
-  logging.getLogger("jaxkd").propagate = True
   module = types.ModuleType("wandb")
 
   def init(**_):
