@@ -26,7 +26,7 @@ stop() {
 
 # run_group N: runs processes 0 to N-1 once; the exit code that decides (restart.sh: cause).
 run_group() {
-  local count=$1 grace=${JAXKD_GRACE:-30} alive=$1 own=() forced="" failed="" i code
+  local count=$1 grace=${JAXKD_GRACE:-30} alive=$1 own=() killed=() forced="" failed="" i code
   save_time=${JAXKD_SAVE_TIME:-300}
   whole JAXKD_GRACE "$grace"
   whole JAXKD_SAVE_TIME "$save_time"
@@ -58,7 +58,7 @@ run_group() {
     if read -r -t 1 i code <&"$ended"; then
       codes[i]=$code
       alive=$((alive - 1))
-      if [[ -z $forced || $code == 130 ]]; then own+=("$code"); fi
+      if [[ -z $forced || $code == 130 ]]; then own+=("$code"); else killed[i]=1; fi
       if ((code != 0 && alive > 0)) && [[ -z $failed ]]; then
         failed=$code
         if ((deadline == 0)); then deadline=$((SECONDS + (code == 75 || code == 130 ? save_time : grace))); fi
@@ -82,6 +82,11 @@ run_group() {
   done
   wait 2>/dev/null || true
   for channel in "${channels[@]}" "$ended"; do exec {channel}>&-; done
+  for i in "${!codes[@]}"; do
+    if [[ -z $stopped && ${codes[i]} =~ ^(137|255)$ && -z ${killed[i]:-} ]]; then
+      say "process $i of $count was lost ($(meaning "${codes[i]}")); the others ended because of it"
+    fi
+  done
   if ((${#own[@]} == 0)); then own=(137); fi # all of them had to be killed
   return "$(cause "${own[@]}")"
 }

@@ -69,33 +69,41 @@ finish() {
 # obey: passes on the signals that arrive by name on standard input; its end is that of the launcher.
 obey() {
   local name
-  while read -r name; do kill -s "$name" -- "$child" || true; done
-  kill -s TERM -- "$child" || true
+  while read -r name; do kill -s "$name" -- "$child" || return 0; done
+  kill -s TERM -- "$child" || return 0
   sleep "${JAXKD_SAVE_TIME:-300}"
   kill -s KILL -- "$child" || true
 }
 
+# guard: ends the run if this shell is killed (file descriptor 4 has an end when nobody holds it): it would go on unseen, and keep
+# the run folder locked.
+guard() {
+  read -r _ || true
+  kill -s KILL -- "-$child" || true
+  rm -rf "$folder"
+}
+
 folder=$(mktemp -d "${TMPDIR:-/tmp}/jaxkd.XXXXXX")
 trap 'rm -rf "$folder"' EXIT
-mkfifo "$folder/stdout" "$folder/stderr"
+mkfifo "$folder/stdout" "$folder/stderr" "$folder/alive"
 # Copied by tee -p, so that the run can still save when whoever read its output is gone.
 tee -p /dev/null <"$folder/stdout" &
 copiers=($!)
 tee -p "$folder/log" <"$folder/stderr" >&2 &
 copiers+=($!)
-exec 3<&0
-"$(python_path)" -u -m jaxkd.main "$@" 3<&- <&- >"$folder/stdout" 2>"$folder/stderr" &
+exec 3<&0 4<>"$folder/alive"
+"$(python_path)" -u -m jaxkd.main "$@" 3<&- 4<&- </dev/null >"$folder/stdout" 2>"$folder/stderr" &
 child=$!
 if [[ -n $signalled ]]; then pass_on "$signalled"; fi # it came before there was anybody to pass it on to
-obeying=""
+guard 3<&- 4<&- <"$folder/alive" 2>/dev/null &
+helpers=($!)
 if [[ ${JAXKD_CONTROL:-} == stdin ]]; then
-  obey <&3 2>/dev/null &
-  obeying=$!
-  disown "$obeying" # or bash would report its end
+  obey <&3 3<&- 4<&- 2>/dev/null &
+  helpers+=($!)
 fi
+disown "${helpers[@]}" # or bash would report their end
 finish "$child"
-kill -s KILL -- "-$child" 2>/dev/null || true # loader workers that outlive a killed parent
-if [[ -n $obeying ]]; then kill -s KILL -- "-$obeying" 2>/dev/null || true; fi
+kill -s KILL -- "${helpers[@]/#/-}" "-$child" 2>/dev/null || true # and loader workers that outlive a killed parent
 for _ in {1..20}; do # the last lines, but no waiting for a grandchild that keeps the pipe open
   if ! kill -0 "${copiers[@]}" 2>/dev/null; then break; fi
   sleep 0.1
