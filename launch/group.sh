@@ -16,7 +16,7 @@ tell() {
 }
 
 # The launcher was asked to stop: so are its processes, which save; nothing is run again.
-deadline=0
+deadline=""
 stop() {
   # shellcheck disable=SC2034 # read by restart_loop
   stopped=$1
@@ -30,7 +30,7 @@ run_group() {
   save_time=${JAXKD_SAVE_TIME:-300}
   whole JAXKD_GRACE "$grace"
   whole JAXKD_SAVE_TIME "$save_time"
-  deadline=0 channels=() pids=() codes=()
+  deadline="" channels=() pids=() codes=()
   local folder
   folder=$(mktemp -d "${TMPDIR:-/tmp}/jaxkd.XXXXXX")
   mkfifo "$folder/ended"
@@ -61,10 +61,10 @@ run_group() {
       if [[ -z $forced || $code == 130 ]]; then own+=("$code"); else killed[i]=1; fi
       if ((code != 0 && alive > 0)) && [[ -z $failed ]]; then
         failed=$code
-        if ((deadline == 0)); then deadline=$((SECONDS + (code == 75 || code == 130 ? save_time : grace))); fi
+        if [[ -z $deadline ]]; then deadline=$((SECONDS + (code == 75 || code == 130 ? save_time : grace))); fi
         say "process $i of $count ended first; the others have $((deadline - SECONDS)) s to end by themselves"
       fi
-    elif ((deadline > 0 && SECONDS >= deadline)); then
+    elif [[ -n $deadline ]] && ((SECONDS >= deadline)); then
       case $forced in
         "") forced=TERM ;;
         TERM) forced=KILL ;;

@@ -79,7 +79,7 @@ obey() {
 # the run folder locked.
 guard() {
   read -r _ || true
-  kill -s KILL -- "-$child" || true
+  kill -s KILL -- "-$child" ${obeying:+"-$obeying"} || true
   rm -rf "$folder"
 }
 
@@ -95,12 +95,14 @@ exec 3<&0 4<>"$folder/alive"
 "$(python_path)" -u -m jaxkd.main "$@" 3<&- 4<&- </dev/null >"$folder/stdout" 2>"$folder/stderr" &
 child=$!
 if [[ -n $signalled ]]; then pass_on "$signalled"; fi # it came before there was anybody to pass it on to
-guard 3<&- 4<&- <"$folder/alive" 2>/dev/null &
-helpers=($!)
+helpers=() obeying=""
 if [[ ${JAXKD_CONTROL:-} == stdin ]]; then
   obey <&3 3<&- 4<&- 2>/dev/null &
-  helpers+=($!)
+  obeying=$!
+  helpers+=("$obeying")
 fi
+guard 3<&- 4<&- <"$folder/alive" 2>/dev/null &
+helpers+=($!)
 disown "${helpers[@]}" # or bash would report their end
 finish "$child"
 kill -s KILL -- "${helpers[@]/#/-}" "-$child" 2>/dev/null || true # and loader workers that outlive a killed parent
