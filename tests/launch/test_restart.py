@@ -11,7 +11,7 @@ AGAIN = (75, 134, 137, 143, 255)
 
 
 def sourced(script, *args):
-  text = f'set -euo pipefail; . launch/restart.sh; {script}'
+  text = f"set -euo pipefail; . launch/restart.sh; {script}"
   done = subprocess.run(
     [BASH, "-c", text, "bash", *args], cwd=ROOT, capture_output=True, text=True, timeout=20
   )
@@ -94,7 +94,12 @@ REGISTER = "absl::Status: DEADLINE_EXCEEDED: Deadline Exceeded  RPC: /xla.coordi
     (f"log134 {REGISTER}", 0, 134, "not all of the 4 processes arrived in time"),
     (f"log134 {REGISTER}", 1, 134, "the coordinator node1:29400 did not answer in time"),
     (f"log134 {GLOO}", 2, 134, "a peer was lost: Gloo AllGather failed"),
-    (f"log1 {GLOO}", 2, 134, "a peer was lost: Gloo AllGather failed"),  # jax's exception counts as a lost peer
+    (
+      f"log1 {GLOO}",
+      2,
+      134,
+      "a peer was lost: Gloo AllGather failed",
+    ),  # jax's exception counts as a lost peer
     ("log134 something else", 2, 134, "it aborted; what it wrote above says more"),
     ("log1 ValueError: a bug", 2, 1, "exit code 1 (a bug"),  # negative control: no other exception does
     (f"log3 {GLOO}", 2, 3, "exit code 3 (numeric failure)"),
