@@ -185,22 +185,28 @@ def _depthwise(pads: Pairs, x: Maps, kernel: Float[Array, "kh kw 1 c"]) -> Maps:
 
 
 def _shifted_sum(pads: Pairs, x: Maps, kernel: Array) -> Maps:
-  """A loop over the kernel's rows. As one expression XLA would take it for cheap and compute it again, with all its
-  taps, wherever the result is read.
+  """A loop over two halves of the batch (over its images where it is odd), each half one expression.
+
+  Without the loop XLA would take the expression for cheap and compute it again, with all its taps, wherever the
+  result is read.
   """
-  kh, kw = kernel.shape[:2]
-  rows, columns = (n + sum(p) - k + 1 for n, p, k in zip(x.shape[1:3], pads, (kh, kw), strict=True))
-  wide = _wide(x.dtype)
+  b = x.shape[0]
   padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+  parts = padded.reshape(2 if b % 2 == 0 else b, -1, *padded.shape[1:])
+  total = lax.map(lambda part: _taps_sum(part, kernel), parts)
+  return total.reshape(b, *total.shape[2:])
 
-  def add_row(total: Array, row: tuple[Array, Array]) -> tuple[Array, None]:
-    i, weights = row  # weights [kw 1 1 1 c]
-    window = lax.dynamic_slice_in_dim(padded, i, rows, axis=1).astype(wide)
-    return total + sum(window[:, :, j : j + columns] * weights[j] for j in range(kw)), None
 
-  weights = kernel.astype(wide).reshape(kh, kw, 1, 1, 1, -1)
-  start = jnp.zeros((x.shape[0], rows, columns, x.shape[-1]), wide)
-  return lax.scan(add_row, start, (jnp.arange(kh), weights))[0].astype(x.dtype)
+def _taps_sum(padded: Maps, kernel: Array) -> Maps:
+  (kh, kw, _, c), (_, h, w, _), wide = kernel.shape, padded.shape, _wide(padded.dtype)
+  weights = kernel.astype(wide).reshape(kh, kw, 1, 1, 1, c)
+  rows, columns = h - kh + 1, w - kw + 1
+  taps = [
+    padded[:, i : i + rows, j : j + columns].astype(wide) * weights[i, j]
+    for i in range(kh)
+    for j in range(kw)
+  ]
+  return functools.reduce(jnp.add, taps).astype(padded.dtype)
 
 
 def _depthwise_forward(pads: Pairs, x: Maps, kernel: Array) -> Any:
