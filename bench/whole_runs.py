@@ -1,8 +1,8 @@
-"""Start-up and whole runs: --help, imports, compiling with an empty and a filled cache, images/s of `train` as a user has it.
+"""Start-up and whole runs: --help, imports, compiling with empty and filled cache, images/s of `train` as a user has it.
 
   python -m bench.whole_runs [--steps 60]
 
-The images/s of `train` are those between two lengths of run of DeiT-Tiny on 32 px images, which leaves out what is done once;
+The images/s of `train` are those between two lengths of run of DeiT-Tiny on 32 px images, without what is done once;
 reading, logging, checkpoints and waiting for them are in. Beside it the compiled step alone, by `bench.step`'s measure.
 """
 
@@ -71,7 +71,7 @@ def config(steps: int) -> Any:
 
 
 def compiling() -> dict[str, float]:
-  """Seconds of the first call of DeiT-Tiny's step in a new process, with an empty compilation cache and a filled one."""
+  """Seconds of the first call of DeiT-Tiny's step in a new process, with empty and filled compilation cache."""
   code = "from bench import step, whole_runs; print(step.measure(whole_runs.config(9), 1)['first_call_s'])"
   with tempfile.TemporaryDirectory() as cache:
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
