@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from jaxkd.models.convolution import resolve_convolution
 from jaxkd.models.layers import (
   DTYPES,
   ResidualBlock,
@@ -58,6 +59,7 @@ class AdaptiveCNN(nn.Module):
   head_width: int
   dropout: float = 0.3
   dtype: Any = jnp.float32
+  convolution: str = "native"
   remat: bool = False
 
   @property
@@ -75,14 +77,16 @@ class AdaptiveCNN(nn.Module):
     check_images(images, self.in_channels)
     for name in want:
       choose("tap to want from a CNN", name, ())
-    x = conv3x3(self.widths[0], self.dtype, name="stem_conv")(images.astype(self.dtype))
+    stem = conv3x3(self.widths[0], self.dtype, convolution=self.convolution, name="stem_conv")
+    x = stem(images.astype(self.dtype))
     x = nn.relu(batch_norm(x, train, self.dtype, "stem_bn"))
     x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2)) if self.stem_pool else x
     taps = {}
     for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
       for block in range(depth):
         stride = 2 if stage and not block else 1
-        layer = ResidualBlock(width, stride, True, self.dtype, name=f"stage{stage}_block{block}")
+        name = f"stage{stage}_block{block}"
+        layer = ResidualBlock(width, stride, True, self.dtype, self.convolution, name=name)
         x = run_block(layer, x, remat=self.remat, train=train)
       taps[f"stage{stage}"] = x
     taps["features"] = global_mean(x)
@@ -108,12 +112,14 @@ def adaptive_cnn(
   stem_pool: bool | None = None,
   head_width: int | None = None,
   dropout: float = 0.3,
+  convolution: str = "auto",
   dtype: str = "float32",
 ) -> AdaptiveCNN:
   """Builds an AdaptiveCNN; None takes the variant's value, `head_width` half the last width.
 
-  With 10 classes `mnist` has 709,034 parameters and `cifar` 17,629,514. Raises ValueError for an unknown
-  variant, for widths and depths of different lengths, and for images that the stages would shrink to nothing.
+  With 10 classes `mnist` has 709,034 parameters and `cifar` 17,629,514. `convolution="auto"` is resolved here, once,
+  for this machine. Raises ValueError for an unknown variant, for widths and depths of different lengths, and for
+  images that the stages would shrink to nothing.
   """
   check_classes(num_classes)
   given = {"widths": widths, "depths": depths, "stem_pool": stem_pool, "in_channels": in_channels}
@@ -134,6 +140,7 @@ def adaptive_cnn(
     num_classes=num_classes,
     head_width=head_width,
     dropout=dropout,
+    convolution=resolve_convolution(convolution),
     dtype=DTYPES[choose("dtype", dtype, DTYPES)],
     **values,
   )

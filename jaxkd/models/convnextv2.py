@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from jaxkd.models.convolution import resolve_convolution
 from jaxkd.models.layers import (
   DTYPES,
   DropPath,
@@ -19,6 +20,7 @@ from jaxkd.models.layers import (
   check_sizes,
   choose,
   classify,
+  conv_layer,
   dense,
   gelu,
   global_mean,
@@ -51,13 +53,14 @@ class ConvNeXtBlock(nn.Module):
 
   drop_path: float = 0.0
   dtype: Any = jnp.float32
+  convolution: str = "native"
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
     channels = x.shape[-1]
     depthwise: dict[str, Any] = {"padding": ((3, 3), (3, 3)), "feature_group_count": channels}
     common: dict[str, Any] = {"dtype": self.dtype, "kernel_init": trunc_normal}
-    y = nn.Conv(channels, (7, 7), name="dwconv", **depthwise, **common)(x)
+    y = conv_layer(self.convolution)(channels, (7, 7), name="dwconv", **depthwise, **common)(x)
     y = layer_norm(y, self.dtype, "norm")
     y = gelu(dense(y, 4 * channels, name="pwconv1", **common))
     y = GlobalResponseNorm(self.dtype, name="grn")(y)
@@ -81,6 +84,7 @@ class ConvNeXtV2(nn.Module):
   drop_path: float = 0.0
   norm_epsilon: float = 1e-6
   dtype: Any = jnp.float32
+  convolution: str = "native"
   remat: bool = False
 
   @property
@@ -107,7 +111,7 @@ class ConvNeXtV2(nn.Module):
         x = self._patches(x, width, 2, f"down{stage}_conv")
       for i in range(depth):
         rate = self.drop_path * done / max(sum(self.depths) - 1, 1)
-        layer = ConvNeXtBlock(rate, self.dtype, name=f"stage{stage}_block{i}")
+        layer = ConvNeXtBlock(rate, self.dtype, self.convolution, name=f"stage{stage}_block{i}")
         x = run_block(layer, x, remat=self.remat, train=train)
         done += 1
       taps[f"stage{stage}"] = x
@@ -119,7 +123,7 @@ class ConvNeXtV2(nn.Module):
   def _patches(self, x: Array, width: int, size: int, name: str) -> Array:
     """A convolution whose stride is its kernel size."""
     options: dict[str, Any] = {"padding": "VALID", "dtype": self.dtype, "kernel_init": trunc_normal}
-    return nn.Conv(width, (size, size), (size, size), name=name, **options)(x)
+    return conv_layer(self.convolution)(width, (size, size), (size, size), name=name, **options)(x)
 
 
 def convnextv2(
@@ -132,12 +136,14 @@ def convnextv2(
   depths: Sequence[int] = (3, 3, 9, 3),
   drop_path: float = 0.0,
   norm_epsilon: float = 1e-6,
+  convolution: str = "auto",
   dtype: str = "float32",
 ) -> ConvNeXtV2:
   """Builds a ConvNeXt V2; the defaults are Tiny with the ImageNet stem (patch 4); 32 px images want patch 2.
 
   `drop_path` is the last block's rate, growing linearly from 0 over all blocks. `norm_epsilon` is that of the
-  norm before the head (official: 1e-6; transformers: 1e-12); all others use 1e-6. Images whose side the strides
+  norm before the head (official: 1e-6; transformers: 1e-12); all others use 1e-6.
+  `convolution="auto"` is resolved here, once, for this machine. Images whose side the strides
   do not divide lose the remainder, as in torch. Raises ValueError for sizes that are not positive, widths and
   depths of different lengths, and images smaller than the product of the strides.
   """
@@ -161,5 +167,6 @@ def convnextv2(
     patch_size=patch_size,
     drop_path=drop_path,
     norm_epsilon=norm_epsilon,
+    convolution=resolve_convolution(convolution),
     dtype=DTYPES[choose("dtype", dtype, DTYPES)],
   )

@@ -7,7 +7,7 @@ float32.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from jaxkd.errors import nearest
+from jaxkd.models import convolution as conv
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -173,12 +174,17 @@ def batch_norm(x: Float[Array, "b h w c"], train: bool, dtype: Any, name: str) -
   return nn.BatchNorm(use_running_average=not train, **options)(x.astype(jnp.float32)).astype(dtype)
 
 
-def conv3x3(features: int, dtype: Any, *, stride: int = 1, name: str | None = None) -> nn.Conv:
+def conv3x3(
+  features: int, dtype: Any, *, stride: int = 1, convolution: str = "native", name: str | None = None
+) -> nn.Conv:
   """3x3 convolution without bias, padded by 1 on every side as in torch (SAME differs at stride 2)."""
-  pad = ((1, 1), (1, 1))
-  return nn.Conv(
-    features, (3, 3), stride, padding=pad, use_bias=False, dtype=dtype, kernel_init=he_normal, name=name
-  )
+  options: dict[str, Any] = {"padding": ((1, 1), (1, 1)), "kernel_init": he_normal}
+  return conv_layer(convolution)(features, (3, 3), stride, use_bias=False, dtype=dtype, name=name, **options)
+
+
+def conv_layer(convolution: str) -> Callable[..., nn.Conv]:
+  """`nn.Conv` computed by the implementation of that name, see `convolution`."""
+  return functools.partial(nn.Conv, conv_general_dilated=conv.implementation(convolution))
 
 
 def global_mean(maps: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
@@ -235,12 +241,14 @@ class ResidualBlock(nn.Module):
   stride: int = 1
   squeeze_excite: bool = False
   dtype: Any = jnp.float32
+  convolution: str = "native"
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 c2"]:
-    y = conv3x3(self.features, self.dtype, stride=self.stride, name="conv1")(x)
+    kind = {"convolution": self.convolution}
+    y = conv3x3(self.features, self.dtype, stride=self.stride, name="conv1", **kind)(x)
     y = nn.relu(batch_norm(y, train, self.dtype, "bn1"))
-    y = batch_norm(conv3x3(self.features, self.dtype, name="conv2")(y), train, self.dtype, "bn2")
+    y = batch_norm(conv3x3(self.features, self.dtype, name="conv2", **kind)(y), train, self.dtype, "bn2")
     if self.squeeze_excite:
       y = SqueezeExcite(dtype=self.dtype, name="se")(y)
     if self.stride != 1 or x.shape[-1] != self.features:
@@ -249,5 +257,6 @@ class ResidualBlock(nn.Module):
 
   def _project(self, x: Array, train: bool) -> Array:
     options: dict[str, Any] = {"use_bias": False, "kernel_init": he_normal, "dtype": self.dtype}
-    x = nn.Conv(self.features, (1, 1), self.stride, padding="VALID", name="downsample_conv", **options)(x)
+    layer = conv_layer(self.convolution)
+    x = layer(self.features, (1, 1), self.stride, padding="VALID", name="downsample_conv", **options)(x)
     return batch_norm(x, train, self.dtype, "downsample_bn")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from jaxkd.models.convolution import resolve_convolution
 from jaxkd.models.layers import (
   DTYPES,
   ResidualBlock,
@@ -17,6 +18,7 @@ from jaxkd.models.layers import (
   choose,
   classify,
   conv3x3,
+  conv_layer,
   global_mean,
   he_normal,
   image_pair,
@@ -42,6 +44,7 @@ class ResNet(nn.Module):
   depths: tuple[int, ...]
   stem: str = "cifar"
   dtype: Any = jnp.float32
+  convolution: str = "native"
   remat: bool = False
 
   @property
@@ -64,7 +67,7 @@ class ResNet(nn.Module):
     for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
       for block in range(depth):
         stride = 2 if stage and not block else 1
-        layer = ResidualBlock(width, stride, False, self.dtype, name=f"layer{stage + 1}_{block}")
+        layer = self._block(width, stride, f"layer{stage + 1}_{block}")
         x = run_block(layer, x, remat=self.remat, train=train)
       taps[f"stage{stage}"] = x
     taps["features"] = global_mean(x)
@@ -72,13 +75,17 @@ class ResNet(nn.Module):
     taps["logits"] = taps["logits/cls"] = logits
     return logits, taps
 
+  def _block(self, width: int, stride: int, name: str) -> ResidualBlock:
+    return ResidualBlock(width, stride, False, self.dtype, self.convolution, name=name)
+
   def _stem(self, x: Array, train: bool) -> Array:
     """3x3 at stride 1; or 7x7 at stride 2 and a 3x3 max-pool at stride 2, padded as in torch."""
     if self.stem == "cifar":
-      x = conv3x3(self.widths[0], self.dtype, name="conv1")(x)
+      x = conv3x3(self.widths[0], self.dtype, convolution=self.convolution, name="conv1")(x)
       return nn.relu(batch_norm(x, train, self.dtype, "bn1"))
     options: dict[str, Any] = {"use_bias": False, "dtype": self.dtype, "kernel_init": he_normal}
-    x = nn.Conv(self.widths[0], (7, 7), 2, padding=((3, 3), (3, 3)), name="conv1", **options)(x)
+    layer = conv_layer(self.convolution)
+    x = layer(self.widths[0], (7, 7), 2, padding=((3, 3), (3, 3)), name="conv1", **options)(x)
     x = nn.relu(batch_norm(x, train, self.dtype, "bn1"))
     return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
@@ -91,10 +98,12 @@ def resnet(
   widths: Sequence[int] = (64, 128, 256, 512),
   depths: Sequence[int] = (2, 2, 2, 2),
   stem: str = "cifar",
+  convolution: str = "auto",
   dtype: str = "float32",
 ) -> ResNet:
   """Builds a ResNet of basic blocks; the defaults are ResNet-18, 11,173,962 parameters with 10 classes.
 
+  `convolution="auto"` is resolved here, once, for this machine (see `convolution`).
   Raises ValueError for sizes that are not positive and for widths and depths of different lengths.
   """
   check_classes(num_classes)
@@ -109,5 +118,6 @@ def resnet(
     widths=widths,
     depths=depths,
     stem=choose("stem", stem, STEMS),
+    convolution=resolve_convolution(convolution),
     dtype=DTYPES[choose("dtype", dtype, DTYPES)],
   )
