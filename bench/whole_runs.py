@@ -1,4 +1,4 @@
-"""Start-up and whole runs: --help, imports, compiling with empty and filled cache, images/s of `train` as a user has it.
+"""Start-up and whole runs: --help, imports, compiling with empty and filled cache, images/s of `train`.
 
   python -m bench.whole_runs [--steps 60]
 

@@ -152,7 +152,7 @@ def test_minibatches_of_2000_rows_against_the_full_batch():
   assert np.abs(unrelated).max() < 0.02
   assert np.abs(of_noise.value).max() < 0.02
   biased = np.mean([cka_matrix(*part, debiased=False) for part in batches(a, noise, 100)], axis=0)
-  assert biased.min() > 0.2
+  assert biased.min() > 0.1
 
 
 def test_accumulating_a_model_with_itself_makes_its_gram_matrices_once():
