@@ -37,7 +37,8 @@ def resolve_convolution(name: str) -> str:
 
 def implementation(name: str) -> Callable[..., Array]:
   """What `nn.Conv(conv_general_dilated=...)` calls, for a resolved name."""
-  return {"native": lax.conv_general_dilated, "matmul": convolve}[name]
+  known: dict[str, Callable[..., Array]] = {"native": lax.conv_general_dilated, "matmul": convolve}
+  return known[name]
 
 
 def convolve(
@@ -56,7 +57,8 @@ def convolve(
 
   Dilated and grouped convolutions, but depthwise ones at stride 1, are the native one.
   """
-  size, strides = kernel.shape[:2], tuple(window_strides)
+  (kh, kw), (sh, sw) = kernel.shape[:2], window_strides
+  size, strides = (kh, kw), (sh, sw)
   dilated = any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
   depthwise = feature_group_count == x.shape[-1] == kernel.shape[-1] and strides == (1, 1)
   if dilated or (feature_group_count > 1 and not depthwise):
@@ -79,7 +81,7 @@ def convolve(
   return _dense(strides, pads, precision, x, kernel)
 
 
-def _pads(x: Array, size: tuple[int, ...], strides: Strides, padding: str | Sequence[tuple[int, int]]) -> Any:
+def _pads(x: Array, size: Strides, strides: Strides, padding: str | Sequence[tuple[int, int]]) -> Any:
   if isinstance(padding, str):
     padding = lax.padtype_to_pads(x.shape[1:3], size, strides, padding)
   return tuple((int(low), int(high)) for low, high in padding)
@@ -220,8 +222,9 @@ def _depthwise_backward(pads: Pairs, kept: Any, dy: Maps) -> tuple[Maps, Array]:
     dy
   )  # else XLA computes what led to it again, in the order of the product's operand
   kh, kw = kernel.shape[:2]
-  back = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in zip((kh, kw), pads, strict=True))
-  if min(min(pair) for pair in back) < 0:
+  (top, bottom), (left, right) = pads
+  back = (kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right)
+  if min(*back[0], *back[1]) < 0:
     raise ValueError(f"padding {pads} is larger than the kernel of {kh}x{kw}")
   dx = _shifted_sum(back, dy, kernel[::-1, ::-1])
   (dk,) = jax.linear_transpose(lambda k: _banded(pads, x, k, dy.shape[2]), kernel.astype(_wide(x.dtype)))(

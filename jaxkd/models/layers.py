@@ -245,10 +245,9 @@ class ResidualBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 c2"]:
-    kind = {"convolution": self.convolution}
-    y = conv3x3(self.features, self.dtype, stride=self.stride, name="conv1", **kind)(x)
-    y = nn.relu(batch_norm(y, train, self.dtype, "bn1"))
-    y = batch_norm(conv3x3(self.features, self.dtype, name="conv2", **kind)(y), train, self.dtype, "bn2")
+    conv = functools.partial(conv3x3, self.features, self.dtype, convolution=self.convolution)
+    y = nn.relu(batch_norm(conv(stride=self.stride, name="conv1")(x), train, self.dtype, "bn1"))
+    y = batch_norm(conv(name="conv2")(y), train, self.dtype, "bn2")
     if self.squeeze_excite:
       y = SqueezeExcite(dtype=self.dtype, name="se")(y)
     if self.stride != 1 or x.shape[-1] != self.features:

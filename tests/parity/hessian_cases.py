@@ -50,7 +50,8 @@ def ours(name, state, images, labels=LABELS):
 
 def block(key):
   """The block of a parameter in either library's names: `blocks.1.norm1.weight`, `block01/norm1/scale` -> `1`."""
-  return "/".join(re.findall(r"\d+", re.split(r"attn|mlp|norm|conv|bn|downsample", key)[0])) or "rest"
+  numbers = re.findall(r"\d+", re.split(r"attn|mlp|norm|conv|bn|downsample", key)[0])
+  return "/".join(str(int(n)) for n in numbers) or "rest"
 
 
 def grouped(values, keys):
@@ -63,7 +64,7 @@ def grouped(values, keys):
 
 
 def check(name, problem, forms, values, keys):
-  """Torch's v'Hv with our first vectors, and its traces with its own vectors, against ours."""
+  """Torch's v'Hv with our first vectors, and its traces with its own vectors, against ours; both whole traces."""
   loss, params, batches = problem
   equal = hessian_trace(loss, params, batches, key=KEY, probes=EQUAL)
   np.testing.assert_allclose(equal.values, forms, rtol=1e-4)
@@ -76,10 +77,7 @@ def check(name, problem, forms, values, keys):
   for part, (mean, stderr) in theirs.items():
     combined = np.hypot(stderr, mine[part][1])
     assert abs(mine[part][0] - mean) < 4 * combined, (name, part, mine[part], (mean, stderr))
-  mean, stderr = theirs["all"]
-  assert abs(2 * found.mean - mean) > 4 * np.hypot(
-    stderr, 2 * found.stderr
-  )  # summed over the images, not averaged
+  return mine["all"], theirs["all"]
 
 
 def twin_arrays():

@@ -23,7 +23,8 @@ def stored():
 def test_converted_models(name, stored):
   problem = cases.ours(name, *cases.golden(name))
   check = {key: stored[f"{name}/{key}"] for key in ("forms", "values", "keys")}
-  cases.check(name, problem, **check)
+  (ours, our_stderr), (theirs, their_stderr) = cases.check(name, problem, **check)
+  assert abs(ours + theirs) > 4 * np.hypot(our_stderr, their_stderr)  # negative control: the other sign
 
 
 def test_float64(stored):
