@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 from jaxkd import checkpoint, config, models
 from jaxkd.analysis.forensics import Subject
 from jaxkd.checkpoint import Checkpoint
+from jaxkd.data.augment import changes_images
+from jaxkd.errors import UserError
 
 # Analyses run in float32 and differentiate twice, which fused attention cannot.
 ANALYSIS = {"dtype": "float32", "attention": "xla"}
@@ -50,3 +52,26 @@ def load_subjects(paths: list[str], names: list[str]) -> tuple[list[Subject], Co
   return [
     as_subject(n, f, first if i else None) for i, (n, f) in enumerate(zip(names, found, strict=True))
   ], first
+
+
+def classifier(name: str, found: Checkpoint) -> Subject:
+  """`as_subject` for what predicts classes.
+
+  Raises:
+    UserError: a checkpoint without a classifier.
+  """
+  if not found.meta["num_classes"]:
+    raise UserError(f"{found.path} has no classifier", "use forensics, or study for its features")
+  return as_subject(name, found)
+
+
+def augmentation(path: str, trained: ConfigDict) -> dict[str, Any]:
+  """The augmentation of training, for test-time views: arguments of `evaluation.augmented_probabilities`.
+
+  Raises:
+    UserError: the training images were not augmented, so that all views would be the same.
+  """
+  augment, views = trained.data.augment.to_dict(), trained.data.views.to_dict()
+  if not changes_images(augment, views):
+    raise UserError(f"{path} was trained without augmentation: all its views are the same", "leave out --tta")
+  return {"augment": augment, "views": views}

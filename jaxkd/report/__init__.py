@@ -45,18 +45,34 @@ Numbers may be null where a statistic does not exist, for example the interval o
 
   Drawn are `loss`, `lr`, `validation/accuracy_cls`, `loss/<term>` (the term's value before its weight) and
   `gradient/<term>` (the norm of the weighted term's own gradient); the table has first and last of all.
+
+`jaxkd.evaluation/2` (measured: {value, low, high}, an estimate with its 95 % interval over images)::
+
+  schema, date, command, hardware, versions   name, checkpoint, model, digest, data, split: str   step: int
+  heads: {cls | mean | dist: {examples, accuracy, top_k {k: ..}, loss, brier: measured,
+                              macro: {precision, recall, f1, auc: measured},
+                              per_class: {name: {precision, recall: measured, f1, auc, examples, predicted}},
+                              confusion [c c] by (true, predicted), roc: {name: {auc, fpr, tpr}},
+                              calibration: {ece, ece_adaptive, mce, mean_confidence, ece_if_calibrated {mean, high},
+                                            bins: [{low, high, count, confidence, accuracy, accuracy_low, _high}]}}}
+  mistakes: [{index, true, predicted: int, confidence, probability_of_true}]    # of the cls head, surest first
+  tta: {views: int, heads: as above}, optional
+
+  Version 1 had bare numbers where 2 has intervals, and no calibration, Brier score or mistakes.
 """
 
-from jaxkd.report.evaluation import evaluation_figures, evaluation_table
-from jaxkd.report.page import forensics_report, study_report, training_report
+from jaxkd.report.evaluation import evaluation_table
+from jaxkd.report.page import evaluation_report, forensics_report, study_report, training_report
+from jaxkd.report.predictions import predictions_table
 from jaxkd.report.preview import preview_figure
 from jaxkd.report.tables import console_table
 
 __all__ = [
   "console_table",
-  "evaluation_figures",
+  "evaluation_report",
   "evaluation_table",
   "forensics_report",
+  "predictions_table",
   "preview_figure",
   "study_report",
   "training_report",

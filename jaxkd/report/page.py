@@ -8,9 +8,9 @@ from typing import Any
 
 import jinja2
 
-from jaxkd.report import figures, study_figures, tables
+from jaxkd.report import evaluation, figures, study_figures, tables
 from jaxkd.report.figures import Marks, Panel, ranking
-from jaxkd.report.schemas import VERDICTS, check_forensics, check_study, check_training
+from jaxkd.report.schemas import VERDICTS, check_evaluation, check_forensics, check_study, check_training
 from jaxkd.report.style import Mark, marks, save
 from jaxkd.report.text import cleaned, finite, interval, listing, number, plural
 
@@ -173,6 +173,39 @@ def training_report(run: Mapping[str, Any], out_dir: Path) -> Path:
     config=config,
     values=tables.run_table(run),
     **_frame(run),
+  )
+
+
+def evaluation_report(result: Mapping[str, Any], out_dir: Path, *, pictures: Sequence[Any] = ()) -> Path:
+  """Draws an evaluation (`jaxkd.evaluation/2`), files as in `forensics_report`; returns the page's path.
+
+  Args:
+    pictures: images [h w c] in [0, 1] of the first of `result["mistakes"]`, in order.
+
+  Raises ValueError, before anything is written, for a result that does not follow the schema.
+  """
+  check_evaluation(result)
+  result, out_dir = cleaned(result), Path(out_dir)
+  check_evaluation(result)
+  head = result["heads"][evaluation.PRIMARY]
+  tta = result.get("tta")
+  caption = f"Every head, each image with {tta['views']} augmented views" if tta else ""
+  return _write(
+    "evaluation.html.j2",
+    out_dir,
+    result=result,
+    examples=head["examples"],
+    classes=len(head["per_class"]),
+    findings=evaluation.evaluation_findings(result),
+    heads=evaluation.heads_table(result["heads"], "Every head in numbers"),
+    averaged=evaluation.heads_table(tta["heads"], caption) if tta else None,
+    figures=_drawn(evaluation.evaluation_panels(result, pictures), out_dir / "figures"),
+    confused=evaluation.confusions_table(head),
+    by_class=evaluation.classes_table(head),
+    source=tables.pairs_table(
+      "Checkpoint", {k: result[k] for k in ("checkpoint", "model", "step", "digest", "data", "split")}
+    ),
+    **_frame(result),
   )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 FORENSICS, STUDY, TRAINING = "jaxkd.forensics/1", "jaxkd.study/1", "jaxkd.training/1"
+EVALUATION = "jaxkd.evaluation/2"
 VERDICTS = ("supported", "contradicted", "undecided")
 
 Check = Callable[[Any, str], None]
@@ -192,6 +193,48 @@ _TRAINING = _object(
   **{key: _optional(check) for key, check in _FRAME.items()},
 )
 
+_CALIBRATION = _object(
+  ece=_number,
+  ece_adaptive=_number,
+  mean_confidence=_number,
+  ece_if_calibrated=_object(mean=_number, high=_number),
+  bins=_list(_object(low=_number, count=_number, confidence=_number, accuracy=_number), least=1),
+)
+_CLASS = _object(
+  precision=_INTERVAL,
+  recall=_optional(_INTERVAL),
+  f1=_number,
+  auc=_number,
+  examples=_number,
+  predicted=_number,
+)
+_HEAD = _object(
+  examples=_number,
+  accuracy=_INTERVAL,
+  top_k=_values(_INTERVAL),
+  loss=_INTERVAL,
+  brier=_INTERVAL,
+  macro=_object(precision=_INTERVAL, recall=_INTERVAL, f1=_INTERVAL, auc=_INTERVAL),
+  per_class=_values(_CLASS),
+  confusion=_MATRIX,
+  roc=_values(_object(auc=_number, fpr=_list(_number), tpr=_list(_number))),
+  calibration=_CALIBRATION,
+)
+_HEADS = _values(_HEAD)
+_EVALUATION = _object(
+  **_FRAME,
+  name=_text,
+  checkpoint=_text,
+  model=_text,
+  digest=_text,
+  step=_number,
+  data=_text,
+  split=_text,
+  heads=_HEADS,
+  mistakes=_list(_object(index=_number, true=_number, predicted=_number, confidence=_number)),
+  tta=_optional(_object(views=_number, heads=_HEADS)),
+)
+
 
 def _open(value: Any, schema: str, check: Check, root: str) -> None:
   if not isinstance(value, Mapping):
@@ -260,3 +303,14 @@ def check_study(study: Any) -> None:
 def check_training(run: Any) -> None:
   """Raises ValueError naming the first entry of a training run that cannot be drawn."""
   _open(run, TRAINING, _TRAINING, "run")
+
+
+def check_evaluation(result: Any) -> None:
+  """Raises ValueError naming the first entry of an evaluation that cannot be drawn."""
+  _open(result, EVALUATION, _EVALUATION, "evaluation")
+  for where in [result, *([result["tta"]] if result.get("tta") else [])]:
+    if "cls" not in where["heads"]:
+      _fail("evaluation.heads", list(where["heads"]), "a cls head")
+    for name, head in where["heads"].items():
+      if len(head["confusion"]) != len(head["per_class"]):
+        _fail(f"evaluation.heads.{name}.confusion", head["confusion"], f"{len(head['per_class'])} rows")

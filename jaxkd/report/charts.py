@@ -1,0 +1,124 @@
+"""Further kinds of picture: a confusion matrix, a reliability diagram, ROC curves, a grid of small images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from jaxkd.report.plots import legend, plain_ticks, styled, tick_text
+from jaxkd.report.style import COLORS, INK, SMALL, SOFT, WIDTH, Mark, wrap
+
+DASHES = ("-", "--", ":", "-.")
+NAMED = 12  # classes up to which rows and columns carry names and numbers
+COLUMNS = 4  # of a grid of pictures
+
+
+@styled
+def confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
+  """Counts [c c] by true and predicted class; numbers and names where there is room."""
+  share = np.array([[n / max(sum(row), 1) for n in row] for row in counts])
+  figure = Figure(figsize=(WIDTH, WIDTH), layout="constrained")
+  axes = figure.add_subplot()
+  axes.grid(False)
+  axes.imshow(share, cmap="YlGnBu", vmin=0.0, vmax=1.0)
+  if len(names) <= NAMED:
+    size = SMALL - (1.5 if max(map(max, counts)) > 999 else 0)
+    for (i, j), value in np.ndenumerate(share):
+      color = "white" if value > 0.6 else INK
+      if counts[i][j]:
+        axes.text(j, i, str(counts[i][j]), ha="center", va="center", fontsize=size, color=color)
+    short = [wrap(n, 72, SMALL, lines=1)[0] for n in names]
+    axes.set_xticks(range(len(names)), short, rotation=90 if max(map(len, short)) > 2 else 0)
+    axes.set_yticks(range(len(names)), short)
+  axes.set_xlabel("predicted class", fontsize=SMALL, color=SOFT)
+  axes.set_ylabel("true class", fontsize=SMALL, color=SOFT)
+  axes.tick_params(length=0)
+  for spine in axes.spines.values():
+    spine.set_visible(False)
+  return figure
+
+
+@styled
+def reliability(bins: Sequence[Mapping[str, Any]]) -> Figure:
+  """Accuracy against confidence with intervals, and images per bin on a logarithmic scale below."""
+  figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+  top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
+  kept = [b for b in bins if b["count"]]
+  x, y = [b["confidence"] for b in kept], [b["accuracy"] for b in kept]
+  error = [
+    [b["accuracy"] - b["accuracy_low"] for b in kept],
+    [b["accuracy_high"] - b["accuracy"] for b in kept],
+  ]
+  top.plot([0, 1], [0, 1], color=SOFT, lw=1.1, ls=(0, (4, 3)))
+  top.errorbar(
+    x, y, yerr=np.maximum(error, 0), ls="", marker="o", ms=5.5, color=COLORS[2], mec="white", elinewidth=1.6
+  )
+  top.set_ylim(-0.02, 1.02)
+  top.set_xlim(0, 1.01)
+  top.set_title("share correct", loc="left", fontsize=SMALL, color=SOFT)
+  left = [b["low"] for b in kept]
+  bottom.bar(
+    left, [b["count"] for b in kept], width=0.92 / len(bins), align="edge", color=COLORS[2], alpha=0.55
+  )
+  bottom.set_yscale("log")
+  bottom.set_ylim(0.7, None)
+  bottom.yaxis.set_major_formatter(FuncFormatter(tick_text))
+  bottom.minorticks_off()
+  bottom.set_title("images", loc="left", fontsize=SMALL, color=SOFT)
+  bottom.set_xlabel("probability of the predicted class", fontsize=SMALL, color=SOFT)
+  plain_ticks(top, "y")
+  plain_ticks(bottom, "x")
+  return figure
+
+
+@styled
+def roc(curves: Mapping[str, tuple[Sequence[float], Sequence[float], float]]) -> Figure:
+  """True against false positive rate by class: (fpr, tpr, area). Named where they are at most ten."""
+  figure = Figure(figsize=(WIDTH, WIDTH), layout="constrained")
+  axes = figure.add_subplot()
+  entries = []
+  for i, (name, (fpr, tpr, area)) in enumerate(curves.items()):
+    mark = Mark(COLORS[i % len(COLORS)], "", DASHES[i // len(COLORS) % 4])
+    axes.plot(fpr, tpr, color=mark.color, ls=mark.dash, lw=1.4)
+    entries.append((f"{name} ({area:.3f})", mark))
+  chance = [10 ** (-k / 20) for k in range(80)]  # a curve on this axis
+  axes.plot(chance, chance, color="#999999", lw=0.8, ls=":")
+  axes.set_xscale("symlog", linthresh=0.01)
+  axes.set_xlim(0, 1)
+  axes.set_xticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
+  axes.minorticks_off()
+  axes.set_ylim(0, 1.01)
+  axes.set_xlabel("false positive rate", fontsize=SMALL, color=SOFT)
+  axes.set_title("true positive rate", loc="left", fontsize=SMALL, color=SOFT)
+  if len(entries) <= 10:
+    height = legend(figure, entries, width=WIDTH)
+    figure.set_size_inches(WIDTH, 3.6 + height)
+  return figure
+
+
+@styled
+def picture_grid(pictures: Sequence[Any], notes: Sequence[str], *, columns: int = COLUMNS) -> Figure:
+  """Images [h w c] in [0, 1], left to right and down, each with its note below."""
+  columns = min(columns, len(pictures))
+  rows, cell = math.ceil(len(pictures) / columns), WIDTH / COLUMNS
+  texts = [wrap(n, 72 * cell - 10, SMALL - 1.5, lines=3) for n in notes]
+  below = 0.16 * max(map(len, texts)) + 0.08
+  size = (WIDTH, rows * (cell + below))
+  figure = Figure(figsize=size)
+  for k, (picture, lines) in enumerate(zip(pictures, texts, strict=True)):
+    i, j = divmod(k, columns)
+    bottom = 1 - (i * (cell + below) + cell) / size[1]
+    axes = figure.add_axes((j * cell / WIDTH + 0.01, bottom, cell / WIDTH - 0.02, (cell - 0.06) / size[1]))
+    axes.set_axis_off()
+    image = np.asarray(picture)
+    image = image[..., 0] if image.shape[-1] == 1 else image
+    axes.imshow(np.clip(image, 0, 1), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+    for n, line in enumerate(lines):
+      y = bottom - (0.14 + 0.16 * n) / size[1]
+      figure.text((j + 0.5) * cell / WIDTH, y, line, ha="center", fontsize=SMALL - 1.5)
+  return figure
