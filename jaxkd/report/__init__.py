@@ -62,7 +62,15 @@ Numbers may be null where a statistic does not exist, for example the interval o
 """
 
 from jaxkd.report.evaluation import evaluation_table
-from jaxkd.report.page import evaluation_report, forensics_report, study_report, training_report
+from jaxkd.report.page import (
+  evaluation_report,
+  forensics_report,
+  runs_console_table,
+  runs_exports,
+  runs_report,
+  study_report,
+  training_report,
+)
 from jaxkd.report.predictions import predictions_table
 from jaxkd.report.preview import preview_figure
 from jaxkd.report.tables import console_table
@@ -74,6 +82,9 @@ __all__ = [
   "forensics_report",
   "predictions_table",
   "preview_figure",
+  "runs_console_table",
+  "runs_exports",
+  "runs_report",
   "study_report",
   "training_report",
 ]

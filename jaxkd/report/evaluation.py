@@ -205,8 +205,8 @@ def _roc(head: Mapping[str, Any]) -> Panel | None:
   areas = {clean(n): c["auc"] for n, c in head["roc"].items()}
   worst = min(areas, key=lambda n: areas[n])
   read = (
-    "One class against the rest. The false positive rate is linear up to 0.01 and logarithmic beyond, since good models "
-    "differ there; the dotted line is chance."
+    "One class against the rest. The false positive rate is linear up to 0.01 and logarithmic beyond: good models "
+    "differ there. The dotted line is chance."
   )
   average = number(head["macro"]["auc"]["value"], 4)
   shows = f"The mean area is {average}, the smallest {number(areas[worst], 4)} ({worst})."

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from rich.table import Table as ConsoleTable
 
-from jaxkd.report import evaluation, figures, study_figures, tables
+from jaxkd.report import evaluation, exports, figures, run_figures, study_figures, tables
 from jaxkd.report.figures import Marks, Panel, ranking
 from jaxkd.report.schemas import VERDICTS, check_evaluation, check_forensics, check_study, check_training
 from jaxkd.report.style import Mark, marks, save
-from jaxkd.report.text import cleaned, finite, interval, listing, number, plural
+from jaxkd.report.text import clean, cleaned, finite, interval, listing, number, plural
 
 _LOADER = jinja2.PackageLoader("jaxkd.report", "templates")
 _ENVIRONMENT = jinja2.Environment(
@@ -159,21 +160,52 @@ def training_report(run: Mapping[str, Any], out_dir: Path) -> Path:
   Raises ValueError, before anything is written, for a run that does not follow the schema.
   """
   check_training(run)
-  run, out_dir = cleaned(run), Path(out_dir)
-  styles: dict[str, Mark] = marks([run["name"]])
-  drawn = _drawn(study_figures.training_panels(run, styles), out_dir / "figures")
-  config = tables.pairs_table("Configuration", study_figures.flattened(run.get("config") or {}))
-  steps = [row["step"] for row in run["rows"]]
+  return runs_report([run], out_dir, command=run.get("command") or "")
+
+
+def runs_report(runs: Sequence[Mapping[str, Any]], out_dir: Path, *, command: str) -> Path:
+  """Draws training runs (`jaxkd.training/1`, different names) over each other; see `training_report`.
+
+  Args:
+    command: what made the page; of a single run, what made the run.
+  """
+  for run in runs:
+    check_training(run)
+  runs, out_dir = cleaned(list(runs)), Path(out_dir)
+  styles: dict[str, Mark] = marks(run["name"] for run in runs)
+  several = len(runs) > 1
+  config = {} if several else run_figures.flattened(runs[0].get("config") or {})
+  prefix = (lambda r: f"{r['name']}: ") if several else (lambda r: "")
   return _write(
     "training.html.j2",
     out_dir,
-    run=run,
-    steps=(min(steps), max(steps)),
-    figures=drawn,
-    config=config,
-    values=tables.run_table(run),
-    **_frame(run),
+    heading=f"{len(runs)} training runs compared" if several else f"Training run {runs[0]['name']}",
+    runs=runs,
+    warnings=[prefix(r) + w for r in runs for w in r.get("warnings") or ()],
+    legend=list(styles.items()),
+    compared=run_figures.runs_table(runs, styles) if several else None,
+    settings=run_figures.settings_table(runs, styles),
+    figures=_drawn(run_figures.run_panels(runs, styles), out_dir / "figures"),
+    values=[run_figures.run_table(r) for r in runs],
+    config=tables.pairs_table("Configuration", config),
+    **_frame({**runs[0], "command": command}),
   )
+
+
+def runs_exports(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  """The table of the runs as files: name -> text."""
+  styles = marks(clean(run["name"]) for run in runs)
+  numbers = [run_figures.run_numbers(run) for run in cleaned(list(runs))]
+  return {
+    "runs.csv": exports.csv_text(numbers, list(numbers[0])),
+    "runs.tex": exports.latex_text(run_figures.runs_table(cleaned(list(runs)), styles)),
+  }
+
+
+def runs_console_table(runs: Sequence[Mapping[str, Any]]) -> ConsoleTable:
+  """The table of the runs for a terminal."""
+  styles = marks(clean(run["name"]) for run in runs)
+  return tables.for_console(run_figures.runs_table(cleaned(list(runs)), styles))
 
 
 def evaluation_report(result: Mapping[str, Any], out_dir: Path, *, pictures: Sequence[Any] = ()) -> Path:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from jaxkd.report.figures import Marks, distance_scale, flat, mean
 from jaxkd.report.schemas import check_study
-from jaxkd.report.study_figures import axis_name, run_columns, shown
+from jaxkd.report.study_figures import axis_name, shown
 from jaxkd.report.style import Mark
 from jaxkd.report.text import (
   MISSING,
@@ -284,15 +284,6 @@ def teacher_tables(study: Mapping[str, Any]) -> list[Table]:
   return tables
 
 
-def run_table(run: Mapping[str, Any]) -> Table:
-  """First and last value of every logged number."""
-  rows = [
-    [Cell(key), Cell(number(values[0])), Cell(number(values[-1])), Cell(number(steps[-1]))]
-    for key, (steps, values) in sorted(run_columns(run).items())
-  ]
-  return Table("Every logged value", ["Value", "First", "Last", "At step"], rows, frozenset({1, 2, 3}))
-
-
 def console_table(study: Mapping[str, Any]) -> ConsoleTable:
   """The result of a study for a terminal of 100 columns: arms by metrics, then the verdicts.
 
@@ -333,3 +324,13 @@ def _console_verdicts(study: Mapping[str, Any]) -> ConsoleTable:
   for v in study["verdicts"]:
     table.add_row(Text(v["claim"]), Text(f"{SIGNS[v['verdict']]} {v['verdict']}", COLORS[v["verdict"]]))
   return table
+
+
+def for_console(table: Table) -> ConsoleTable:
+  """A table of the page for a terminal, second lines dimmed."""
+  shown = ConsoleTable(box=SIMPLE_HEAD, pad_edge=False, title=Text(table.caption), title_justify="left")
+  for k, name in enumerate(table.columns):
+    shown.add_column(Text(name), justify="right" if k in table.numeric else "left", overflow="fold")
+  for row in table.rows:
+    shown.add_row(*(Text.assemble(c.text, ("\n" + c.sub, "dim")) if c.sub else Text(c.text) for c in row))
+  return shown

@@ -90,7 +90,7 @@ def setting(value: Any) -> str:
     return ", ".join(setting(v) for v in value) or "none"
   if isinstance(value, bool) or value is None:
     return {True: "yes", False: "no", None: "none"}[value]
-  return f"{value:g}" if isinstance(value, float) else str(value)
+  return f"{value:g}" if isinstance(value, float) else str(value) or "none"
 
 
 def slugs(names: Sequence[str], *, limit: int = 48) -> list[str]:
