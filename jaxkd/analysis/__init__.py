@@ -1,13 +1,29 @@
-"""Analyses as pure functions: curvature, attention locality, similarity, and statistics over seeds."""
+"""Analyses as pure functions: curvature, attention locality, similarity, saliency, and statistics over seeds."""
 
+from jaxkd.analysis.alignment import mutual_knn_matrix, procrustes_matrix
 from jaxkd.analysis.attention import (
   attention_rollout,
   attention_statistics,
   mean_and_stderr,
+  rollout_statistics,
   uniform_distance,
 )
+from jaxkd.analysis.bootstrap import Estimate, bootstrap_class_means, bootstrap_mean
 from jaxkd.analysis.hessian import TraceEstimate, hessian_trace, hessian_vector_product, rademacher_like
-from jaxkd.analysis.similarity import cka_matrix, knn_accuracy, linear_probe
+from jaxkd.analysis.layers import LayerAccuracy, Shown, common_grid, layer_probes, layer_rows, model_cka
+from jaxkd.analysis.locality import attention_by_class, attention_per_image, summarize_attention
+from jaxkd.analysis.receptive_field import ReceptiveField, effective_receptive_field
+from jaxkd.analysis.robustness import CueConflict, Robustness, cue_conflict, robustness_curve
+from jaxkd.analysis.saliency import feature_maps, saliency
+from jaxkd.analysis.similarity import (
+  CkaEstimate,
+  cka_accumulate,
+  cka_finish,
+  cka_matrix,
+  knn_accuracy,
+  linear_probe,
+)
+from jaxkd.analysis.spectrum import feature_spectra, fourier_spectrum, spectrum_frequencies
 from jaxkd.analysis.statistics import (
   Comparison,
   Interval,
@@ -23,25 +39,54 @@ from jaxkd.analysis.statistics import (
 )
 
 __all__ = [
+  "CkaEstimate",
   "Comparison",
+  "CueConflict",
+  "Estimate",
   "Interval",
+  "LayerAccuracy",
   "PairedDifference",
+  "ReceptiveField",
+  "Robustness",
+  "Shown",
   "TraceEstimate",
   "Verdict",
+  "attention_by_class",
+  "attention_per_image",
   "attention_rollout",
   "attention_statistics",
+  "bootstrap_class_means",
+  "bootstrap_mean",
+  "cka_accumulate",
+  "cka_finish",
   "cka_matrix",
+  "common_grid",
   "compare",
+  "cue_conflict",
+  "effective_receptive_field",
+  "feature_maps",
+  "feature_spectra",
+  "fourier_spectrum",
   "hessian_trace",
   "hessian_vector_product",
   "holm",
   "knn_accuracy",
+  "layer_probes",
+  "layer_rows",
   "linear_probe",
   "mean_and_stderr",
   "mean_interval",
+  "model_cka",
+  "mutual_knn_matrix",
   "paired_difference",
+  "procrustes_matrix",
   "rademacher_like",
+  "robustness_curve",
+  "rollout_statistics",
+  "saliency",
   "smallest_detectable",
+  "spectrum_frequencies",
+  "summarize_attention",
   "uniform_distance",
   "verdict",
   "wilson",

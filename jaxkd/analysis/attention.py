@@ -108,15 +108,46 @@ def attention_rollout(attn: Float[Array, "l b h n n"]) -> Float[Array, "b n n"]:
   return _rollout(attn)
 
 
+def rollout_statistics(
+  attn: Float[Array, "l b h n n"],
+  grid: tuple[int, int],
+  special_tokens: int,
+  *,
+  reduce: Literal["mean"] | None = "mean",
+) -> dict[str, Float[Array, " l"] | Float[Array, "l b"] | Bool[Array, " l"] | Bool[Array, "l b"]]:
+  """`attention_statistics` of the rollout up to each layer: how far information has come by then.
+
+  The statistics of one head are local or global by themselves; a stack of local layers still mixes globally. The
+  residual connection keeps half of every token in place, so even uniform attention in all layers has a ratio to
+  uniform of only `1 - 2^-l` after l of them. Arguments, names and errors are those of `attention_statistics`,
+  without the axis of heads.
+  """
+  _check_maps(attn, grid, special_tokens, reduce)
+  return _rollout_statistics(attn, tuple(grid), special_tokens, reduce)
+
+
 @jax.jit
 def _rollout(attn: Float[Array, "l b h n n"]) -> Float[Array, "b n n"]:
+  return _rollouts(attn)[-1]
+
+
+def _rollouts(attn: Float[Array, "l b h n n"]) -> list[Float[Array, "b n n"]]:
+  """The rollout up to each layer."""
   eye = jnp.eye(attn.shape[-1], dtype=jnp.float32)
   mixed = (attn.astype(jnp.float32).mean(axis=2) + jnp.broadcast_to(eye, (*attn.shape[:2], *eye.shape))) / 2
   mixed = mixed / mixed.sum(axis=-1, keepdims=True)
-  rollout = mixed[0]
+  rollouts = [mixed[0]]
   for layer in mixed[1:]:
-    rollout = jnp.matmul(layer, rollout, precision=_HIGHEST)
-  return rollout
+    rollouts.append(jnp.matmul(layer, rollouts[-1], precision=_HIGHEST))
+  return rollouts
+
+
+@functools.partial(jax.jit, static_argnames=("grid", "special_tokens", "reduce"))
+def _rollout_statistics(
+  attn: Float[Array, "l b h n n"], grid: tuple[int, int], special_tokens: int, reduce: str | None
+) -> dict[str, Array]:
+  rollouts = jnp.stack(_rollouts(attn))[:, :, None]
+  return {name: value[..., 0] for name, value in _statistics(rollouts, grid, special_tokens, reduce).items()}
 
 
 @functools.partial(jax.jit, static_argnames=("grid", "special_tokens", "reduce"))

@@ -37,7 +37,7 @@ def cka_matrix(
   Raises:
     ValueError: no layers, row counts differ or are below 4, or the kernel is unknown.
   """
-  _check_rows("cka_matrix", features_a, features_b)
+  check_rows("cka_matrix", features_a, features_b)
   same = features_b is features_a
   grams_a = _unit_grams(features_a, kernel, debiased)
   grams_b = grams_a if same else _unit_grams(features_b, kernel, debiased)
@@ -55,7 +55,8 @@ def _unit_gram(x: Float[Array, "n d"], *, kernel: str, debiased: bool) -> Float[
   return gram / jnp.sqrt(jnp.where(square <= 0.0, 1.0, square))
 
 
-def _check_rows(name: str, features_a: Sequence[Rows], features_b: Sequence[Rows]) -> None:
+def check_rows(name: str, features_a: Sequence[Rows], features_b: Sequence[Rows]) -> None:
+  """Raises ValueError unless there are layers on both sides, all [n d] with the same n rows."""
   shapes = [x.shape for x in (*features_a, *features_b)]
   if not features_a or not features_b:
     raise ValueError(f"{name}: no layers to compare ({len(features_a)} and {len(features_b)})")
@@ -64,11 +65,11 @@ def _check_rows(name: str, features_a: Sequence[Rows], features_b: Sequence[Rows
 
 
 class BatchHsic(NamedTuple):
-  """Unbiased HSIC of one batch, float64 on the host: between the models, and of each layer with itself."""
+  """Unbiased HSIC of one batch, float32 on the device: between the models, and of each layer with itself."""
 
-  cross: Float[np.ndarray, "la lb"]
-  own_a: Float[np.ndarray, " la"]
-  own_b: Float[np.ndarray, " lb"]
+  cross: Float[Array, "la lb"]
+  own_a: Float[Array, " la"]
+  own_b: Float[Array, " lb"]
 
 
 class CkaEstimate(NamedTuple):
@@ -93,22 +94,23 @@ def cka_accumulate(
 ) -> tuple[BatchHsic, ...]:
   """Adds one batch to the debiased minibatch estimator of Nguyen et al., ICLR 2021 (arXiv:2010.15327).
 
-  Start from the empty tuple. The kernel is linear without `bandwidths`, RBF with them (`squared_bandwidths`;
-  the same ones for every batch, or the batches would be measured with different kernels).
+  Start from the empty tuple. What is kept of a batch is `la lb + la + lb` numbers, so one pass over any number of
+  images does; nothing waits for the device before `cka_finish`. The kernel is linear without `bandwidths`, RBF with
+  them (`squared_bandwidths`; the same ones for every batch, or the batches would be measured with different kernels).
+  `features_b is features_a` saves half the work.
 
   Raises:
     ValueError: no layers, row counts differ or are below 4, or earlier batches had other layer counts.
   """
-  _check_rows("cka_accumulate", features_a, features_b)
+  check_rows("cka_accumulate", features_a, features_b)
   if state and state[0].cross.shape != (len(features_a), len(features_b)):
     raise ValueError(
       f"cka_accumulate: {len(features_a)} x {len(features_b)} layers after a batch of {state[0].cross.shape}"
     )
   sigma_a, sigma_b = bandwidths or (None, None)
-  hsic = _batch_hsic(
-    [jnp.asarray(x) for x in features_a], [jnp.asarray(x) for x in features_b], sigma_a, sigma_b
-  )
-  return (*state, BatchHsic(*(np.asarray(v, np.float64) for v in hsic)))
+  a = [jnp.asarray(x) for x in features_a]
+  b = None if features_b is features_a else [jnp.asarray(x) for x in features_b]
+  return (*state, BatchHsic(*_batch_hsic(a, b, sigma_a, sigma_b)))
 
 
 def cka_finish(state: tuple[BatchHsic, ...]) -> CkaEstimate:
@@ -120,7 +122,7 @@ def cka_finish(state: tuple[BatchHsic, ...]) -> CkaEstimate:
   if not state:
     raise ValueError("cka_finish: no batch was accumulated; call cka_accumulate first")
   batches = len(state)
-  cross, own_a, own_b = (np.stack(v) for v in zip(*state, strict=True))
+  cross, own_a, own_b = (np.stack(v).astype(np.float64) for v in zip(*jax.device_get(state), strict=True))
   value = _ratio(cross.sum(0), own_a.sum(0), own_b.sum(0))
   if batches == 1:
     return CkaEstimate(value, np.full_like(value, np.nan), batches)
@@ -138,7 +140,8 @@ def _ratio(cross: np.ndarray, own_a: np.ndarray, own_b: np.ndarray) -> np.ndarra
 @jax.jit
 def _batch_hsic(features_a, features_b, sigma_a, sigma_b):
   n = features_a[0].shape[0]
-  a, b = _raw_grams(features_a, sigma_a), _raw_grams(features_b, sigma_b)
+  a = _raw_grams(features_a, sigma_a)
+  b = a if features_b is None else _raw_grams(features_b, sigma_b)
   pairs = n * (n - 3)
   cross = jnp.einsum("an,bn->ab", a, b, precision="highest")
   return cross / pairs, jnp.sum(a * a, axis=1) / pairs, jnp.sum(b * b, axis=1) / pairs

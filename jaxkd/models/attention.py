@@ -7,6 +7,7 @@ trace both branches and fail wherever cuDNN is missing. Attention maps always co
 in float32, because a fused kernel has none to give.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -68,11 +69,18 @@ def attention(
 
 
 def attention_with_maps(
-  q: Float[Array, "b n h d"], k: Float[Array, "b n h d"], v: Float[Array, "b n h d"]
+  q: Float[Array, "b n h d"],
+  k: Float[Array, "b n h d"],
+  v: Float[Array, "b n h d"],
+  *,
+  perturb: Callable[[Array], Array] = lambda maps: maps,
 ) -> tuple[Float[Array, "b n h d"], Float[Array, "b h n n"]]:
-  """Attention and its maps, both computed in float32; the output is cast to v's dtype, the maps are not."""
+  """Attention and its maps, both computed in float32; the output is cast to v's dtype, the maps are not.
+
+  `perturb` sees the maps before they weigh the values: the place to take a gradient with respect to them.
+  """
   q, k, values = (x.astype(jnp.float32).swapaxes(1, 2) for x in (q, k, v))
-  maps = jax.nn.softmax(_scores(q, k), axis=-1)
+  maps = perturb(jax.nn.softmax(_scores(q, k), axis=-1))
   return jnp.matmul(maps, values).swapaxes(1, 2).astype(v.dtype), maps
 
 

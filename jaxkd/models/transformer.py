@@ -4,6 +4,7 @@ Parameter paths read like those of timm and of the official DINOv2 code: `blocks
 `block07/attn/qkv/kernel` transposed.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -40,7 +41,8 @@ class PatchEmbed(nn.Module):
 class Attention(nn.Module):
   """Multi-head self-attention, and its maps [b h n n] float32 if they are asked for.
 
-  Takes and returns rows, [b*n d] (r for short); `shape` is (b, n).
+  Takes and returns rows, [b*n d] (r for short); `shape` is (b, n). Maps that are asked for can be perturbed (Flax's
+  `perturb`): where the collection `perturbations` is given, its `maps` are added to them.
   """
 
   heads: int
@@ -60,7 +62,7 @@ class Attention(nn.Module):
     q, k, v = (qkv[:, :, i] for i in range(3))
     weights = None
     if maps:
-      y, weights = attention_with_maps(q, k, v)
+      y, weights = attention_with_maps(q, k, v, perturb=partial(self.perturb, "maps"))
     else:
       y = attention(q, k, v, implementation=self.implementation)
     y = nn.Dense(d, dtype=self.dtype, kernel_init=init, name="proj")(y.reshape(-1, d))
