@@ -146,7 +146,9 @@ def _observe(
   return found
 
 
-def examine(subject: Subject, test: Split, sample: Split, *, images: int, probes: int, metrics: tuple[str, ...]):
+def examine(
+  subject: Subject, test: Split, sample: Split, *, images: int, probes: int, metrics: tuple[str, ...]
+):
   """The entry of one model, probed as in every comparison, and its time in seconds."""
   start = time.monotonic()
   key = jax.random.key(PROBE_KEY)

@@ -13,11 +13,12 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from jaxkd.analysis import layers, locality, receptive_field, robustness, saliency, spectrum
+from jaxkd.analysis import layers, locality, receptive_field, robustness, spectrum
 from jaxkd.analysis.attention import COLLAPSED, uniform_distance
 from jaxkd.analysis.bootstrap import bootstrap_mean
 from jaxkd.analysis.layers import Shown
 from jaxkd.analysis.plain import measured, plain
+from jaxkd.analysis.saliency import METHODS, feature_maps, saliency
 from jaxkd.analysis.streaming import attends, layer_names
 from jaxkd.data import Split
 from jaxkd.teachers import normalize
@@ -108,7 +109,9 @@ def attention(
     labels = np.asarray(test.labels[:images])
     classes = int(labels.max()) + 1
     sorted_out = locality.attention_by_class(per_image, labels, classes=classes, key=key)["model"]
-    out["by_class"] = {name: measured(sorted_out[name]) for name in ("mean_distance", "cls_dispersion") if name in sorted_out}
+    out["by_class"] = {
+      name: measured(sorted_out[name]) for name in ("mean_distance", "cls_dispersion") if name in sorted_out
+    }
   return out, distance.mean(0)
 
 
@@ -136,7 +139,10 @@ def fourier(subject: Subject, images: np.ndarray, *, key: jax.Array) -> dict[str
   return {
     "images": len(images),
     "layers": {
-      short(name): {"frequencies": plain(spectrum.spectrum_frequencies(grids[name])), **measured(bootstrap_mean(x, key=key))}
+      short(name): {
+        "frequencies": plain(spectrum.spectrum_frequencies(grids[name])),
+        **measured(bootstrap_mean(x, key=key)),
+      }
       for name, x in found.items()
     },
   }
@@ -181,9 +187,9 @@ def explained(subject: Subject, images: np.ndarray) -> dict[str, np.ndarray]:
   """Heat maps [b h w] in [0, 1] of the class the model names, by method: those the model can serve."""
   if not subject.classifies:
     return {}
-  methods = saliency.METHODS if attends(subject.model) else ("grad_cam",)
+  methods = METHODS if attends(subject.model) else ("grad_cam",)
   seen = subject.shown(images)
-  return {method: saliency.saliency(*seen, method=method) for method in methods}
+  return {method: saliency(*seen, method=method) for method in methods}
 
 
 def features(subject: Subject, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -191,10 +197,12 @@ def features(subject: Subject, images: np.ndarray) -> dict[str, np.ndarray]:
   names = layer_names(subject.model)
   chosen = dict.fromkeys((names[0], names[len(names) // 2], names[-1]))
   seen = subject.shown(images)
-  return {short(n): saliency.feature_maps(*seen, layer=n, count=CHANNELS)[0] for n in chosen}
+  return {short(n): feature_maps(*seen, layer=n, count=CHANNELS)[0] for n in chosen}
 
 
-def conflict(subject: Subject, images: np.ndarray, by_global: np.ndarray, by_local: np.ndarray) -> dict[str, Any]:
+def conflict(
+  subject: Subject, images: np.ndarray, by_global: np.ndarray, by_local: np.ndarray
+) -> dict[str, Any]:
   """Which cue the decisions follow on images whose two cues say different classes."""
   found = robustness.cue_conflict(*subject.shown(images), np.asarray(by_global), np.asarray(by_local))
   counts = {k: getattr(found, k) for k in ("follow_global", "follow_local", "neither")}

@@ -24,7 +24,17 @@ from jaxkd.analysis.streaming import attends, layer_names
 from jaxkd.data import Split
 from jaxkd.errors import is_out_of_memory
 
-__all__ = ["METRICS", "SCHEMA", "STANDARD", "Observed", "Subject", "comparisons", "examine", "observe", "similarities"]
+__all__ = [
+  "METRICS",
+  "SCHEMA",
+  "STANDARD",
+  "Observed",
+  "Subject",
+  "comparisons",
+  "examine",
+  "observe",
+  "similarities",
+]
 
 log = logging.getLogger("jaxkd")
 SCHEMA = "jaxkd.forensics/2"

@@ -5,20 +5,34 @@ is described here; a wrong schema version or a missing entry raises ValueError n
 allowed and ignored.
 Numbers may be null where a statistic does not exist, for example the interval of a single seed.
 
-`jaxkd.forensics/1` (l layers, h heads)::
+`jaxkd.forensics/2` (l layers, h heads; measured: {value, low, high}, with arrays where a shape is given)::
 
   schema, date, command, hardware: str     versions: {package: version}
   data: {name, split, images, classes}
+  settings: {metrics: [str], images, hessian_images, probes}     seconds: {predicted, taken}
   models: [{name, checkpoint, model: str, parameters: int, digest: str, grid: [rows, columns] | null,
-            special_tokens, step: int,
+            special_tokens, step: int, seconds,
             differs: {config key: value},                         # where this model differs from the first
-            accuracy: {cls | mean | dist: {value, low, high}},    # fractions, Wilson 95 %
-            hessian: {trace, stderr, probes, images, loss, per_block: {part: [mean, stderr]}} | null,
+            accuracy: {cls | mean | dist: measured},              # fractions, Wilson 95 %
+            hessian: {trace, stderr, low, high, probes, images, loss, per_block: {part: [mean, stderr]}} | null,
             attention: {images, uniform_distance, mean_distance [l h], distance_to_uniform [l h],
                         entropy [l h], cls_dispersion [l h], cls_self_attention [l h],
                         collapsed [l h] of bool,
-                        layer_distance: {mean: [l], stderr: [l]}} | null}]    # distances in patches
-  cka: [{a, b: model name, layers_a, layers_b: [str], matrix [la lb], images, estimator}]   # a == b: self-CKA
+                        layer_distance: {mean: [l], stderr: [l]},                        # distances in patches
+                        model: {statistic: measured}, layers: {statistic: measured [l]}, # bootstrap over images
+                        by_class: {statistic: measured [classes]}} | null,
+            receptive_field: {images, layers, mean_distance: measured [l], uniform_distance [l],
+                              radius: {share: [l]}, energy [rows columns] of the last layer}    # pixels
+            spectrum: {images, layers: {layer: {frequencies [r], value, low, high [r]}}},       # log amplitude
+            robustness: {images, shuffle, occlude: [{patch, share, moved, value, low, high}],
+                         cue_conflict: {global_share: measured, follow_global, follow_local, neither}},
+            probes: {train_images, images, layers, knn, linear: [measured per layer]}}]
+  cka: [{a, b: model name, layers_a, layers_b, matrix, stderr [la lb], kernel, images, estimator}]  # a == b: self
+  alignment: [{a, b, layers_a, layers_b, procrustes, mutual_knn [la lb], k, images}]
+  comparisons: [{metric, a, b, difference, low, high, level, p, p_holm, n}]    # b - a, paired by image or probe
+
+  What was not asked for is absent or empty. Version 2 has everything of 1; new are `kernel` and `stderr` of cka, its
+  estimator (batches instead of all images at once), `low` and `high` of hessian, and all keys 1 did not have.
 
 `jaxkd.study/1`::
 
@@ -64,6 +78,8 @@ Numbers may be null where a statistic does not exist, for example the interval o
 from jaxkd.report.evaluation import evaluation_table
 from jaxkd.report.page import (
   evaluation_report,
+  forensics_console_table,
+  forensics_exports,
   forensics_report,
   runs_console_table,
   runs_exports,
@@ -79,6 +95,8 @@ __all__ = [
   "console_table",
   "evaluation_report",
   "evaluation_table",
+  "forensics_console_table",
+  "forensics_exports",
   "forensics_report",
   "predictions_table",
   "preview_figure",

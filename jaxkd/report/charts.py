@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -102,10 +103,12 @@ def roc(curves: Mapping[str, tuple[Sequence[float], Sequence[float], float]]) ->
 
 
 @styled
-def picture_grid(pictures: Sequence[Any], notes: Sequence[str], *, columns: int = COLUMNS) -> Figure:
-  """Images [h w c] in [0, 1], left to right and down, each with its note below."""
+def picture_grid(
+  pictures: Sequence[Any], notes: Sequence[str], *, columns: int = COLUMNS, cmap: str = "gray"
+) -> Figure:
+  """Images [h w c], or maps [h w], in [0, 1], left to right and down, each with its note below."""
   columns = min(columns, len(pictures))
-  rows, cell = math.ceil(len(pictures) / columns), WIDTH / COLUMNS
+  rows, cell = math.ceil(len(pictures) / columns), WIDTH / columns
   texts = [wrap(n, 72 * cell - 10, SMALL - 1.5, lines=3) for n in notes]
   below = 0.16 * max(map(len, texts)) + 0.08
   size = (WIDTH, rows * (cell + below))
@@ -114,11 +117,41 @@ def picture_grid(pictures: Sequence[Any], notes: Sequence[str], *, columns: int 
     i, j = divmod(k, columns)
     bottom = 1 - (i * (cell + below) + cell) / size[1]
     axes = figure.add_axes((j * cell / WIDTH + 0.01, bottom, cell / WIDTH - 0.02, (cell - 0.06) / size[1]))
-    axes.set_axis_off()
-    image = np.asarray(picture)
-    image = image[..., 0] if image.shape[-1] == 1 else image
-    axes.imshow(np.clip(image, 0, 1), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+    _show(axes, picture, cmap)
     for n, line in enumerate(lines):
       y = bottom - (0.14 + 0.16 * n) / size[1]
       figure.text((j + 0.5) * cell / WIDTH, y, line, ha="center", fontsize=SMALL - 1.5)
   return figure
+
+
+@styled
+def picture_rows(rows: Sequence[tuple[str, Any, Any]], *, cmap: str = "gray") -> Figure:
+  """Rows of (name, images [k h w c], heat maps [k h w] over them or None), each row with its name above."""
+  count = max(len(images) for _, images, _ in rows)
+  cell, title = WIDTH / count, 0.24
+  height = len(rows) * (cell + title)
+  figure = Figure(figsize=(WIDTH, height))
+  for i, (name, images, heat) in enumerate(rows):
+    top = height - i * (cell + title)
+    figure.text(
+      0.005, (top - 0.17) / height, wrap(name, WIDTH * 72, SMALL, lines=1)[0], fontsize=SMALL, color=SOFT
+    )
+    for k, image in enumerate(images):
+      box = (
+        k / count + 0.004,
+        (top - title - cell + 0.03) / height,
+        1 / count - 0.008,
+        (cell - 0.03) / height,
+      )
+      axes = figure.add_axes(box)
+      _show(axes, image, cmap)
+      if heat is not None:
+        axes.imshow(heat[k], cmap="inferno", vmin=0.0, vmax=1.0, alpha=0.62, interpolation="nearest")
+  return figure
+
+
+def _show(axes: Axes, picture: Any, cmap: str) -> None:
+  axes.set_axis_off()
+  image = np.asarray(picture, float)
+  image = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
+  axes.imshow(np.clip(image, 0, 1), cmap=cmap, vmin=0.0, vmax=1.0, interpolation="nearest")

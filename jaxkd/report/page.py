@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from rich.table import Table as ConsoleTable
 
-from jaxkd.report import evaluation, exports, figures, run_figures, study_figures, tables
+from jaxkd.report import evaluation, evidence_figures, exports, figures, run_figures, study_figures, tables
 from jaxkd.report.figures import Marks, Panel, ranking
 from jaxkd.report.schemas import VERDICTS, check_evaluation, check_forensics, check_study, check_training
 from jaxkd.report.style import Mark, marks, save
@@ -59,11 +59,20 @@ def _sections(panels: Mapping[str, Sequence[Panel]], folder: Path) -> dict[str, 
   return {name: _drawn(items, folder) for name, items in panels.items()}
 
 
-def _forensics_context(result: Mapping[str, Any], styles: Marks, folder: Path) -> dict[str, Any]:
+def _forensics_context(
+  result: Mapping[str, Any], styles: Marks, folder: Path, pictures: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
   """What the forensics part of a page needs, on its own or inside a study's page."""
-  drawn = _sections(figures.forensics_panels(result, styles), folder)
+  panels = figures.forensics_panels(result, styles)
+  more = evidence_figures.evidence_panels(result, styles, pictures or {})
+  panels = {key: [*panels.get(key, ()), *more.get(key, ())] for key in dict.fromkeys([*panels, *more])}
+  drawn = _sections(panels, folder)
   save(figures.summary(result, styles), folder / "summary")
-  optional = [tables.differences_table(result, styles), tables.heads_table(result, styles)]
+  optional = [
+    tables.comparisons_of_models(result, styles),
+    tables.differences_table(result, styles),
+    tables.heads_table(result, styles),
+  ]
   return dict(
     result=result,
     figures=drawn,
@@ -72,24 +81,62 @@ def _forensics_context(result: Mapping[str, Any], styles: Marks, folder: Path) -
     models=tables.models_table(result, styles),
     extra=[t for t in optional if t],
     sources=tables.sources_table(result, styles),
+    settings=tables.pairs_table("Analyses", result.get("settings") or {}),
   )
 
 
-def forensics_report(result: Mapping[str, Any], out_dir: Path) -> Path:
-  """Draws a forensics result (`jaxkd.forensics/1`) as `out_dir/report.html` and `out_dir/figures/`.
+def forensics_report(
+  result: Mapping[str, Any], out_dir: Path, *, pictures: Mapping[str, Any] | None = None
+) -> Path:
+  """Draws a forensics result (`jaxkd.forensics/2`) as `out_dir/report.html` and `out_dir/figures/`.
 
-  Every figure is written as SVG, PNG and PDF. Returns the page's path. Raises ValueError, before anything
-  is written, for a result that does not follow the schema.
+  Every figure is written as SVG, PNG and PDF. Returns the page's path.
+
+  Args:
+    pictures: images in [0, 1] with heat maps and feature maps by model, as `jaxkd.forensics.forensics` gives them.
+
+  Raises ValueError, before anything is written, for a result that does not follow the schema.
   """
   check_forensics(result)
   result = cleaned(result)
   check_forensics(result)  # cleaning could have made two names equal
   out_dir = Path(out_dir)
   styles = marks(m["name"] for m in result["models"])
-  context = _forensics_context(result, styles, out_dir / "figures")
+  context = _forensics_context(result, styles, out_dir / "figures", _named(pictures or {}))
   names = listing(m["name"] for m in result["models"])
   heading = names if len(names) < 64 else f"{len(result['models'])} models compared"
-  return _write("forensics.html.j2", out_dir, heading=heading, forensics=context, **_frame(result))
+  table = tables.hypotheses_table()
+  return _write(
+    "forensics.html.j2", out_dir, heading=heading, forensics=context, hypotheses=table, **_frame(result)
+  )
+
+
+def _named(pictures: Mapping[str, Any]) -> dict[str, Any]:
+  """Pictures under the cleaned names of their models."""
+  by_model = {
+    k: {clean(n): v for n, v in pictures[k].items()} for k in ("saliency", "features") if k in pictures
+  }
+  return {**pictures, **by_model}
+
+
+def forensics_exports(result: Mapping[str, Any]) -> dict[str, str]:
+  """The tables of a forensics result as files: CSV in full precision, LaTeX as on the page."""
+  result = cleaned(result)
+  styles = marks(m["name"] for m in result["models"])
+  shown = {
+    "models.tex": tables.models_table(result, styles),
+    "differences.tex": tables.comparisons_of_models(result, styles),
+  }
+  return {
+    **exports.forensics_csv(result),
+    **{name: exports.latex_text(table) for name, table in shown.items() if table},
+  }
+
+
+def forensics_console_table(result: Mapping[str, Any]) -> ConsoleTable:
+  """The main numbers of every model for a terminal."""
+  result = cleaned(result)
+  return tables.for_console(tables.models_table(result, marks(m["name"] for m in result["models"])))
 
 
 def _frame(source: Mapping[str, Any]) -> dict[str, Any]:

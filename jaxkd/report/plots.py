@@ -339,8 +339,9 @@ def parts(
   items: Sequence[tuple[str, Mark, Sequence[tuple[float | None, float | None]]]],
   *,
   xlabel: str,
+  zero: bool = True,
 ) -> Figure:
-  """Value and half-width per category (top to bottom) and model; models of a category are dodged."""
+  """Value and half-width per category (top to bottom) and model; models of a category are dodged; `zero` marks 0."""
   pitch = max(0.26, 0.085 * len(items) + 0.1)
   figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
   axes = figure.add_subplot()
@@ -361,7 +362,8 @@ def parts(
     )
   for k in range(1, len(categories)):
     axes.axhline(k - 0.5, color=RC["grid.color"], lw=0.8)
-  axes.axvline(0, color=SOFT, lw=1)
+  if zero:
+    axes.axvline(0, color=SOFT, lw=1)
   axes.set_ylim(len(categories) - 0.5, -0.5)
   axes.set_yticks(range(len(categories)), [wrap(c, 88, SMALL, lines=1)[0] for c in categories])
   axes.grid(axis="y", visible=False)

@@ -4,7 +4,7 @@ lengths."""
 from collections.abc import Callable, Mapping
 from typing import Any
 
-FORENSICS, STUDY, TRAINING = "jaxkd.forensics/1", "jaxkd.study/1", "jaxkd.training/1"
+FORENSICS, STUDY, TRAINING = "jaxkd.forensics/2", "jaxkd.study/1", "jaxkd.training/1"
 EVALUATION = "jaxkd.evaluation/2"
 VERDICTS = ("supported", "contradicted", "undecided")
 
@@ -112,6 +112,26 @@ _HESSIAN = _object(
   loss=_optional(_number),
   per_block=_optional(_values(_pair)),
 )
+_BAND = _object(value=_list(_number), low=_list(_number), high=_list(_number))
+_DISTURBED = _list(_object(patch=_number, share=_number, value=_number, low=_number, high=_number), least=1)
+_FIELD = _object(
+  layers=_list(_text, least=1),
+  mean_distance=_BAND,
+  uniform_distance=_list(_number),
+  radius=_values(_list(_number)),
+  energy=_MATRIX,
+)
+_SPECTRUM = _object(
+  layers=_values(
+    _object(frequencies=_list(_number), value=_list(_number), low=_list(_number), high=_list(_number))
+  )
+)
+_PROBES = _object(
+  layers=_list(_text, least=1),
+  knn=_list(_INTERVAL, least=1),
+  linear=_list(_INTERVAL, least=1),
+  train_images=_number,
+)
 _MODEL = _object(
   name=_text,
   checkpoint=_text,
@@ -123,6 +143,10 @@ _MODEL = _object(
   attention=_optional(_ATTENTION),
   digest=_optional(_text),
   step=_optional(_number),
+  receptive_field=_optional(_FIELD),
+  spectrum=_optional(_SPECTRUM),
+  robustness=_optional(_object(shuffle=_DISTURBED, occlude=_DISTURBED)),
+  probes=_optional(_PROBES),
 )
 _CKA = _object(
   a=_text,
@@ -132,12 +156,29 @@ _CKA = _object(
   matrix=_MATRIX,
   images=_number,
   estimator=_text,
+  kernel=_text,
+)
+_ALIGNMENT = _object(
+  a=_text,
+  b=_text,
+  layers_a=_list(_text),
+  layers_b=_list(_text),
+  procrustes=_MATRIX,
+  mutual_knn=_MATRIX,
+  k=_number,
+  images=_number,
+)
+_DIFFERENCE = _object(
+  metric=_text, a=_text, b=_text, difference=_number, low=_number, high=_number, p_holm=_number, n=_number
 )
 _FORENSICS = _object(
   **_FRAME,
   data=_object(name=_text, split=_text, images=_number, classes=_number),
   models=_list(_MODEL, least=1),
   cka=_list(_CKA),
+  alignment=_optional(_list(_ALIGNMENT)),
+  comparisons=_optional(_list(_DIFFERENCE)),
+  settings=_optional(_mapping),
 )
 _METRIC = _object(
   key=_text, label=_text, unit=_text, scale=_number, digits=_number, higher_is=_optional(_text)
