@@ -9,7 +9,13 @@ from jaxkd.analysis.attention import (
   uniform_distance,
 )
 from jaxkd.analysis.bootstrap import Estimate, bootstrap_class_means, bootstrap_mean
-from jaxkd.analysis.hessian import TraceEstimate, hessian_trace, hessian_vector_product, rademacher_like
+from jaxkd.analysis.curvature.estimate import TraceEstimate
+from jaxkd.analysis.curvature.ggn import ggn_trace
+from jaxkd.analysis.curvature.groups import first_component, layer_type
+from jaxkd.analysis.curvature.lanczos import Eigenvalues, SpectralDensity, spectral_density, top_eigenvalues
+from jaxkd.analysis.curvature.landscape import filter_normalized, loss_slice
+from jaxkd.analysis.curvature.sharpness import Sharpness, sharpness
+from jaxkd.analysis.hessian import hessian_trace, hessian_vector_product, rademacher_like
 from jaxkd.analysis.layers import LayerAccuracy, Shown, common_grid, layer_probes, layer_rows, model_cka
 from jaxkd.analysis.locality import attention_by_class, attention_per_image, summarize_attention
 from jaxkd.analysis.receptive_field import ReceptiveField, effective_receptive_field
@@ -42,13 +48,16 @@ __all__ = [
   "CkaEstimate",
   "Comparison",
   "CueConflict",
+  "Eigenvalues",
   "Estimate",
   "Interval",
   "LayerAccuracy",
   "PairedDifference",
   "ReceptiveField",
   "Robustness",
+  "Sharpness",
   "Shown",
+  "SpectralDensity",
   "TraceEstimate",
   "Verdict",
   "attention_by_class",
@@ -66,14 +75,19 @@ __all__ = [
   "effective_receptive_field",
   "feature_maps",
   "feature_spectra",
+  "filter_normalized",
+  "first_component",
   "fourier_spectrum",
+  "ggn_trace",
   "hessian_trace",
   "hessian_vector_product",
   "holm",
   "knn_accuracy",
   "layer_probes",
   "layer_rows",
+  "layer_type",
   "linear_probe",
+  "loss_slice",
   "mean_and_stderr",
   "mean_interval",
   "model_cka",
@@ -84,9 +98,12 @@ __all__ = [
   "robustness_curve",
   "rollout_statistics",
   "saliency",
+  "sharpness",
   "smallest_detectable",
+  "spectral_density",
   "spectrum_frequencies",
   "summarize_attention",
+  "top_eigenvalues",
   "uniform_distance",
   "verdict",
   "wilson",

@@ -1,59 +1,30 @@
-"""Curvature of a loss: the Hessian's trace by Hutchinson's estimator.
+"""Curvature of a loss: the Hessian's trace by stochastic estimators, and Hessian-vector products.
 
 For a random sign vector v the value v'Hv has expectation tr(H) (Hutchinson, 1989), so the mean over probes is
 unbiased and its standard error needs no assumption. Hessian-vector products are exact: `jax.jvp` of
 `jax.grad`, written here as `jax.linearize` of the gradient, because the linear map of one batch serves every
-probe.
+probe; `curvature.quadratic_form` gets v'Hv of every parameter out of that map for two thirds of the work.
 """
 
 import functools
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-LossFn = Callable[[PyTree, PyTree], Float[Array, ""]]
-BlockOf = Callable[[str], str]
+from jaxkd.analysis.curvature import low_rank
+from jaxkd.analysis.curvature.estimate import BlockOf, TraceEstimate, mean_and_stderr, summary
+from jaxkd.analysis.curvature.groups import first_component, is_split_by_head, sum_by_head
+from jaxkd.analysis.curvature.products import hessian_vector_product, hessian_vector_products, linear_map
+from jaxkd.analysis.curvature.quadratic_form import leaf_forms
+from jaxkd.analysis.curvature.sample import LossFn, in_float, paths, rademacher_like, shares
 
-ROUND = 10  # probes between two looks at the stopping rule; every round linearises each batch again
+__all__ = ["TraceEstimate", "first_component", "hessian_trace", "hessian_vector_product", "rademacher_like"]
 
-
-@dataclass(frozen=True, eq=False)
-class TraceEstimate:
-  """A Hutchinson estimate of tr(H).
-
-  Attributes:
-    mean: the estimate.
-    stderr: its standard error over probes: the noise of the probes only, not of the sample of images.
-    probes: probes used.
-    per_block: block name -> (mean, stderr) of the trace of that diagonal block; the means add up to `mean`.
-    leaf_values: parameter path -> [probes] float64, what each probe gave for that parameter. Two estimates
-      made with the same key used the same probes, so their differences may be taken probe by probe.
-  """
-
-  mean: float
-  stderr: float
-  probes: int
-  per_block: dict[str, tuple[float, float]]
-  leaf_values: dict[str, np.ndarray] = field(repr=False)
-
-  @property
-  def values(self) -> np.ndarray:
-    """v'Hv of every probe, [probes] float64."""
-    return np.sum(list(self.leaf_values.values()), axis=0)
-
-  def by(self, block_of: BlockOf) -> dict[str, tuple[float, float]]:
-    """The same probes grouped by another rule (layer type, say): block name -> (mean, stderr)."""
-    return _grouped(self.leaf_values, block_of)
-
-
-def first_component(path: str) -> str:
-  """The top-level group of a parameter path: `block07/attn/qkv/kernel` -> `block07`."""
-  return path.split("/", 1)[0]
+METHODS = ("hutchinson", "hutch++", "xtrace")
 
 
 def hessian_trace(
@@ -66,13 +37,17 @@ def hessian_trace(
   rtol: float | None = None,
   min_probes: int = 30,
   block_of: BlockOf = first_component,
+  weights: Sequence[float] | None = None,
+  method: Literal["hutchinson", "hutch++", "xtrace"] = "hutchinson",
+  heads: int | None = None,
+  probe_chunk: int = 1,
 ) -> TraceEstimate:
   """Trace of the Hessian of the mean over batches of `loss_fn(params, batch)`, by Rademacher probes.
 
   Probe i is drawn from `fold_in(key, i)` and is the same vector on every batch, so a probe's value is v'Hv of
   the whole mean loss, however the sample is cut into batches, and the result is a function of `key`.
-  Everything is float32 at matmul precision "highest"; sums over parameters and batches are accumulated in
-  float64 on the host.
+  Everything is float32 at matmul precision "highest", or float64 where all parameters are; sums over batches are
+  accumulated in float64 on the host.
 
   A second call with the same `loss_fn` object and the same shapes compiles nothing. So pass one function for
   many models of an architecture, and give what differs between them, such as batch statistics, in the batches
@@ -82,184 +57,149 @@ def hessian_trace(
   Args:
     loss_fn: `(params, batch) -> scalar`, the mean over the batch's examples, twice differentiable,
       deterministic.
-    params: floating-point leaves; cast to float32.
-    batches: pytrees of equal shapes. Equal sizes make the mean over batches the mean over examples.
+    params: floating-point leaves; cast to float32 unless all are float64.
+    batches: pytrees; arrays may be sharded over a mesh.
     key: PRNG key.
-    probes: number of probes, or the largest number when `rtol` is given.
-    rtol: stop as soon as `stderr <= rtol * |mean|`, looked at after `min_probes` and then every few probes.
-      Stopping on the data makes the final standard error slightly optimistic.
-    min_probes: probes before the first look; used with `rtol` only.
+    probes: matrix-vector products to spend, or the largest number when `rtol` is given.
+    rtol: stop when `stderr <= rtol * |mean|`. Looked at after `min_probes`; from the variance so far follows how
+      many probes are missing, and these are run in one go. So there are two or three looks and not one after every
+      probe, which would stop at lucky moments and leave intervals that are too short. Hutchinson's method only.
+    min_probes: probes before the first look, at least 30; used with `rtol` only.
     block_of: parameter path ("block07/attn/qkv/kernel") -> name of its block. A block's value is the product
       of v and Hv restricted to it, whose expectation is the trace of the diagonal block of H.
+    weights: examples of each batch, if batches differ in size (each size compiles once); None: equal batches.
+    method: "hutchinson"; "hutch++" (Meyer et al., 2021), which takes a random range of H out exactly; "xtrace"
+      (Epperly et al., 2024), which lets every product serve both purposes. The latter two have a far smaller error
+      where few eigenvalues make up the trace, and keep `probes` vectors of the size of the parameters in memory.
+      XTrace's values are exchangeable but not independent: its stderr is the paper's error estimate, and its
+      interval a rule of thumb.
+    heads: attention heads; gives `head_values` and `per_head`. Hutchinson's method only.
+    probe_chunk: probes that go through the linear map together.
 
   Raises:
-    ValueError: fewer than 2 probes, `rtol` not positive, no batches, or batches of different shapes.
+    ValueError: fewer than 2 probes (4 for the other methods), `rtol` not positive, `min_probes` below 30, an unknown
+      method or an option it does not have, no batches, or batches of different shapes without weights.
     TypeError: `batches` is no sequence, or a parameter is not floating point.
     FloatingPointError: a probe's value is not finite.
 
   Source: Hutchinson (1989), "A stochastic estimator of the trace of the influence matrix"; Yao et al. (2020),
-    PyHessian.
+    PyHessian; Meyer et al. (2021), arXiv:2010.09649; Epperly, Tropp and Webber (2024), arXiv:2301.07825.
   """
-  _check_probes(probes, rtol, min_probes)
-  _check_batches(batches)
-  params = _as_float32(params)
-  paths = _paths(params)
-  rounds = [np.zeros((0, len(paths)))]
-  done = 0
-  while done < probes:
-    count = probes if rtol is None else min(probes, min_probes if done == 0 else done + ROUND)
-    rounds.append(_probe_values(loss_fn, params, batches, key, range(done, count)))
-    done = count
-    if rtol is not None and _reached(np.concatenate(rounds), rtol):
-      break
-  return _summary(np.concatenate(rounds), paths, block_of)
+  _check(probes, rtol, min_probes, method, heads, probe_chunk)
+  share, params = shares(batches, weights), in_float(params)
+  if method != "hutchinson":
+    apply = lambda vectors: hessian_vector_products(loss_fn, params, batches, vectors, share)  # noqa: E731
+    estimate = low_rank.hutch_plus_plus if method == "hutch++" else low_rank.xtrace
+    return summary(estimate(apply, params, key, probes), probes, block_of)
+  run = functools.partial(_probe_values, loss_fn, params, batches, share, key, heads, probe_chunk)
+  values = _run(run, probes, rtol, min_probes)
+  return _collect(values, params, block_of, heads)
 
 
-def hessian_vector_product(
-  loss_fn: LossFn, params: PyTree, batches: Sequence[PyTree], vector: PyTree
-) -> PyTree:
-  """H v for the mean of `loss_fn` over `batches`: a pytree like `params`, float32.
+def _run(run: Callable[[range], np.ndarray], probes: int, rtol: float | None, min_probes: int) -> np.ndarray:
+  """Values of all probes, [probes columns]; with `rtol` of as many as it takes."""
+  if rtol is None:
+    return run(range(probes))
+  values = run(range(min_probes))
+  while len(values) < (wanted := min(_needed(values, rtol), probes)):
+    values = np.concatenate([values, run(range(len(values), wanted))])
+  return values
 
-  Args:
-    loss_fn, params, batches: as in `hessian_trace`.
-    vector: pytree with the structure and shapes of `params`.
 
-  Raises:
-    ValueError: no batches, batches of different shapes, or a vector unlike the parameters.
-    TypeError: `batches` is no sequence, or a parameter is not floating point.
+def _needed(values: np.ndarray, rtol: float) -> int:
+  """Probes after which `stderr <= rtol * |mean|` if mean and variance stay as they are.
+
+  Later rounds ask for a tenth more at least, so that they are few.
   """
-  _check_batches(batches)
-  params, vector = _as_float32(params), _as_float32(vector)
-  if _signature(params) != _signature(vector):
-    raise ValueError(
-      "vector must have the tree structure and shapes of params; build it with jax.tree.map over params"
-    )
-  total = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), params)
-  weight = np.float32(1 / len(batches))
-  with jax.default_matmul_precision("highest"):
-    for batch in batches:
-      total = _accumulate(total, weight, _linear_map(loss_fn, params, batch), vector)
-  return total
+  total = values.sum(axis=1)
+  mean, stderr = mean_and_stderr(total)
+  if stderr <= rtol * abs(mean):
+    return len(total)
+  limit = len(total) * 1000  # a mean near zero asks for any number
+  ratio = (stderr / (rtol * abs(mean))) ** 2 if mean else np.inf
+  return int(min(max(np.ceil(len(total) * ratio), np.ceil(1.1 * len(total))), limit))
 
 
-def rademacher_like(key: PRNGKeyArray, params: PyTree) -> PyTree:
-  """Independent random signs, +1 or -1 with equal probability, in the shapes of `params`, float32."""
-  leaves, treedef = jax.tree.flatten(params)
-  keys = [jax.random.fold_in(key, i) for i in range(len(leaves))]
-  signs = [jax.random.rademacher(k, x.shape, jnp.float32) for k, x in zip(keys, leaves, strict=True)]
-  return jax.tree.unflatten(treedef, signs)
+def _collect(values: np.ndarray, params: PyTree, block_of: BlockOf, heads: int | None) -> TraceEstimate:
+  """Columns are first the leaves, then the heads of the leaves that have them."""
+  names = paths(params)
+  leaf_values = {path: values[:, i] for i, path in enumerate(names)}
+  head_values = {}
+  if heads is not None:
+    split = [path for path in names if is_split_by_head(path)]
+    parts = values[:, len(names) :].reshape(len(values), len(split), heads)
+    head_values = {path: parts[:, i] for i, path in enumerate(split)}
+  return summary(leaf_values, len(values), block_of, head_values)
 
 
-@functools.partial(jax.jit, static_argnames="loss_fn")
-def _linear_map(loss_fn: LossFn, params: PyTree, batch: PyTree) -> Callable[[PyTree], PyTree]:
-  """v -> H v for one batch: a pytree whose leaves are the residuals.
+@functools.partial(jax.jit, static_argnames="heads")
+def _probes(
+  hvp: Callable[[PyTree], PyTree],
+  params: PyTree,
+  key: PRNGKeyArray,
+  indices: Array,
+  heads: int | None,
+) -> Float[Array, "chunk columns"]:
+  """`v . Hv` restricted to each parameter, then to each head, for the probes of these indices."""
+  names = paths(params)
+  split = tuple(i for i, path in enumerate(names) if heads is not None and is_split_by_head(path))
 
-  Jitted code must take it as an argument; captured in a closure the residuals become constants of the
-  program.
-  """
-  _, hvp = jax.linearize(jax.grad(lambda p: loss_fn(p, batch)), params)
-  return hvp
+  def one(index: Array) -> Array:
+    vector = rademacher_like(jax.random.fold_in(key, index), params)
+    forms, products = leaf_forms(hvp, vector, split)
+    parts = [sum_by_head(names[i], p, heads or 1) for i, p in zip(split, products, strict=True)]
+    return jnp.concatenate([jnp.stack(forms), *parts])
 
-
-@jax.jit
-def _accumulate(total: PyTree, weight: Array, hvp: Callable[[PyTree], PyTree], vector: PyTree) -> PyTree:
-  return jax.tree.map(lambda t, x: t + weight * x, total, hvp(vector))
-
-
-@jax.jit
-def _probe(
-  hvp: Callable[[PyTree], PyTree], params: PyTree, key: PRNGKeyArray, index: Array
-) -> Float[Array, " leaves"]:
-  """`v . Hv` restricted to each parameter, for the probe of this index."""
-  vector = rademacher_like(jax.random.fold_in(key, index), params)
-  products = jax.tree.map(lambda v, hv: jnp.sum(v * hv), vector, hvp(vector))
-  return jnp.stack(jax.tree.leaves(products))
+  # One probe alone without vmap: a batch axis of size 1 costs XLA on CPU its best layouts.
+  return one(indices[0])[None] if len(indices) == 1 else jax.vmap(one)(indices)
 
 
 def _probe_values(
-  loss_fn: LossFn, params: PyTree, batches: Sequence[PyTree], key: PRNGKeyArray, indices: range
+  loss_fn: LossFn,
+  params: PyTree,
+  batches: Sequence[PyTree],
+  share: np.ndarray,
+  key: PRNGKeyArray,
+  heads: int | None,
+  chunk: int,
+  indices: range,
 ) -> np.ndarray:
-  """[probes leaves] float64. Batches outside, probes inside: one linear map is alive at a time."""
-  total = np.zeros((len(indices), len(jax.tree.leaves(params))))
+  """[probes columns] float64. Batches outside, probes inside: one linear map is alive at a time."""
+  total: np.ndarray | float = 0.0
   with jax.default_matmul_precision("highest"):
-    for batch in batches:
-      hvp = _linear_map(loss_fn, params, batch)
-      # A Python loop: lax.map over the probes was no faster, and its program depends on the number of probes.
-      values = [_probe(hvp, params, key, jnp.uint32(i)) for i in indices]
-      total += np.asarray(jax.device_get(values), np.float64)
-  total /= len(batches)
+    for weight, batch in zip(share, batches, strict=True):
+      hvp = linear_map(loss_fn, params, batch)
+      # A Python loop: lax.map over the probes was no faster, and its program depends on the number of probes. The
+      # last chunk is filled with probes beyond the last one, for the same reason.
+      starts = range(indices.start, indices.stop, chunk)
+      values = [_probes(hvp, params, key, jnp.arange(i, i + chunk, dtype=jnp.uint32), heads) for i in starts]
+      total += weight * np.concatenate(jax.device_get(values)).astype(np.float64)[: len(indices)]
   if not np.isfinite(total).all():
     first = indices[int(np.argwhere(~np.isfinite(total))[0, 0])]
     raise FloatingPointError(
       f"Hessian trace: probe {first} is not finite; check the loss and its gradient at these parameters"
     )
-  return total
+  return np.asarray(total)
 
 
-def _reached(values: np.ndarray, rtol: float) -> bool:
-  mean, stderr = _mean_and_stderr(values.sum(axis=1))
-  return stderr <= rtol * abs(mean)
-
-
-def _summary(values: np.ndarray, paths: list[str], block_of: BlockOf) -> TraceEstimate:
-  leaf_values = {path: values[:, i] for i, path in enumerate(paths)}
-  mean, stderr = _mean_and_stderr(values.sum(axis=1))
-  return TraceEstimate(mean, stderr, len(values), _grouped(leaf_values, block_of), leaf_values)
-
-
-def _grouped(leaf_values: dict[str, np.ndarray], block_of: BlockOf) -> dict[str, tuple[float, float]]:
-  groups: dict[str, list[np.ndarray]] = {}
-  for path, values in leaf_values.items():
-    groups.setdefault(block_of(path), []).append(values)
-  return {name: _mean_and_stderr(np.sum(members, axis=0)) for name, members in groups.items()}
-
-
-def _mean_and_stderr(values: np.ndarray) -> tuple[float, float]:
-  return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
-
-
-def _paths(params: PyTree) -> list[str]:
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-
-
-def _as_float32(params: PyTree) -> PyTree:
-  for path, leaf in zip(_paths(params), jax.tree.leaves(params), strict=True):
-    if not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
-      raise TypeError(
-        f"parameter '{path}' has dtype {jnp.asarray(leaf).dtype}; the Hessian needs floating-point "
-        "parameters, so pass counters and other state through the batches"
-      )
-  return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
-
-
-def _signature(tree: PyTree) -> Hashable:
-  leaves, treedef = jax.tree.flatten(tree)
-  return treedef, tuple((jnp.shape(x), getattr(x, "dtype", type(x))) for x in leaves)
-
-
-def _check_probes(probes: int, rtol: float | None, min_probes: int) -> None:
-  if probes < 2:
-    raise ValueError(f"probes = {probes}: a standard error needs at least 2 probes")
+def _check(
+  probes: int, rtol: float | None, min_probes: int, method: str, heads: int | None, chunk: int
+) -> None:
+  if method not in METHODS:
+    raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+  if method != "hutchinson" and (rtol is not None or heads is not None):
+    raise ValueError(f"method={method!r} has no rtol and no heads; use method='hutchinson'")
+  least = 2 if method == "hutchinson" else 6
+  if probes < least:
+    raise ValueError(f"probes = {probes}: a standard error of {method} needs at least {least} probes")
+  if chunk < 1 or (heads is not None and heads < 1):
+    raise ValueError(f"probe_chunk = {chunk} and heads = {heads} must be positive")
   if rtol is None:
     return
   if rtol <= 0:
     raise ValueError(f"rtol = {rtol}: the relative standard error to reach must be positive, such as 0.05")
-  if not 2 <= min_probes <= probes:
-    raise ValueError(f"min_probes = {min_probes} must lie between 2 and probes = {probes}")
-
-
-def _check_batches(batches: Sequence[Any]) -> None:
-  if not isinstance(batches, Sequence):
-    raise TypeError(
-      f"batches is a {type(batches).__name__}; expected a list or tuple of equally shaped pytrees"
+  if not 30 <= min_probes <= probes:
+    raise ValueError(
+      f"min_probes = {min_probes} must lie between 30, below which the first standard error says too little, "
+      f"and probes = {probes}"
     )
-  if not batches:
-    raise ValueError("no batches: the Hessian needs at least one")
-  expected = _signature(batches[0])
-  for i, batch in enumerate(batches):
-    if _signature(batch) != expected:
-      raise ValueError(
-        f"batch {i} differs from batch 0 in structure, shape or dtype; only over equal batches is the mean "
-        "over batches the mean over examples, so choose a batch size that divides the sample"
-      )

@@ -1,0 +1,1 @@
+"""Curvature beyond the plain trace (`jaxkd.analysis.hessian`): what its estimators share, and the further analyses."""
