@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd.analysis.examination import ERF_IMAGES, PICTURES, PROBE_IMAGES, SHARES, Subject
+from jaxkd.analysis.flatness import ITERATIONS, POINTS, STARTS, TOP
 from jaxkd.analysis.streaming import attends
 
 # What one analysis costs in forward passes of an image (a Hessian probe is 6, its linearisation 3), and what share of
@@ -20,6 +21,9 @@ EFFICIENCY = 0.35
 COMPILATION = {  # seconds per architecture of 12 layers, without a compilation cache; they grow with the depth
   "accuracy": 3.0,
   "hessian": 25.0,
+  "heads": 6.0,
+  "eigenvalues": 12.0,
+  "landscape": 20.0,
   "attention": 6.0,
   "cka": 5.0,
   "rbf": 5.0,
@@ -92,6 +96,9 @@ def _passes(s: Subject, metrics: Collection[str], *, images: int, hessian_images
   depth = s.model.num_layers
   cost = {
     "hessian": hessian_images * (LINEARISATION + PROBE * probes) if s.classifies else 0.0,
+    "heads": hessian_images * 2.0 * probes if s.classifies else 0.0,
+    "eigenvalues": hessian_images * PROBE * (TOP + ITERATIONS * (1 + STARTS)) if s.classifies else 0.0,
+    "landscape": hessian_images * (POINTS**2 + 2.0 * probes + 9.0) if s.classifies else 0.0,
     "attention": 1.5 * images if attends(s.model) else 0.0,
     "alignment": float(images),
     "probes": 2.0 * PROBE_IMAGES,

@@ -402,7 +402,20 @@ ARM = {
 }
 
 # Of `jaxkd.analysis.forensics.METRICS`, those that give numbers.
-METRICS = ("hessian", "attention", "classes", "cka", "rbf", "alignment", "probes", "locality", "robustness")
+METRICS = (
+  "hessian",
+  "heads",
+  "eigenvalues",
+  "landscape",
+  "attention",
+  "classes",
+  "cka",
+  "rbf",
+  "alignment",
+  "probes",
+  "locality",
+  "robustness",
+)
 
 STUDY = {
   **RUN,

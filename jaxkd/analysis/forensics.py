@@ -6,23 +6,18 @@ The dicts follow the schema `jaxkd.forensics/2` that `jaxkd.report` documents an
 from __future__ import annotations
 
 import dataclasses
-import functools
-import logging
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
-import optax
 
 from jaxkd import evaluation
-from jaxkd.analysis import alignment, examination, hessian, layers, statistics
+from jaxkd.analysis import alignment, examination, flatness, layers, statistics
 from jaxkd.analysis.examination import Subject, short
 from jaxkd.analysis.plain import plain
 from jaxkd.analysis.streaming import attends, layer_names
 from jaxkd.data import Split
-from jaxkd.errors import is_out_of_memory
 
 __all__ = [
   "METRICS",
@@ -36,12 +31,13 @@ __all__ = [
   "similarities",
 ]
 
-log = logging.getLogger("jaxkd")
 SCHEMA = "jaxkd.forensics/2"
-CHUNK = 50  # images whose gradient is linearised at once; the residuals stay in memory
 
 METRICS = {
   "hessian": "trace of the loss's Hessian, whole, by block and by layer type",
+  "heads": "the Hessian's trace by attention head",
+  "eigenvalues": "the Hessian's largest eigenvalues and the density of all",
+  "landscape": "the loss along eigenvectors and random directions; sharpness; Gauss-Newton trace",
   "attention": "distance, entropy and cls statistics by layer and head, and of the rollout",
   "classes": "attention distance by class",
   "cka": "debiased linear CKA between layers, inside each model and between models",
@@ -105,8 +101,9 @@ def observe(
   }
   if subject.classifies:
     entry["accuracy"], values["accuracy_cls"] = _accuracy(subject, test, batch_size)
-  if "hessian" in metrics and subject.classifies:
-    entry["hessian"], values["hessian_trace"] = _hessian(subject, sample, probes, key)
+  if subject.classifies and set(metrics) & set(flatness.PARTS):
+    entry |= flatness.examined(subject, sample, metrics, probes=probes, key=key)
+    values |= {"hessian_trace": v} if (v := entry.pop("probe_values", None)) is not None else {}
   if {"attention", "classes"} & set(metrics) and attends(subject.model):
     by_class = "classes" in metrics
     entry["attention"], values["mean_distance"] = examination.attention(
@@ -136,60 +133,6 @@ def _accuracy(subject: Subject, test: Split, batch_size: int) -> tuple[dict[str,
     interval = statistics.wilson(int(hits.sum()), len(test))
     out[head] = {"value": interval.mean, "low": interval.low, "high": interval.high}
   return out, right["cls"].astype(np.float64)
-
-
-@functools.cache
-def _cls_loss(model: nn.Module):
-  """Cross entropy of the cls logits on hard labels, no smoothing, evaluation mode (spec 6)."""
-
-  def loss(params, batch):
-    _, taps = model.apply({"params": params, **batch["stats"]}, batch["images"], train=False)
-    return optax.losses.softmax_cross_entropy_with_integer_labels(taps["logits/cls"], batch["labels"]).mean()
-
-  return loss
-
-
-def _hessian(
-  subject: Subject, sample: Split, probes: int, key: jax.Array
-) -> tuple[dict[str, Any], np.ndarray]:
-  """Trace with its standard error and t interval over probes, by block and layer type; and each probe's value."""
-  params = subject.variables["params"]
-  stats = {k: v for k, v in subject.variables.items() if k != "params"}
-  images = subject.shown(sample.images).images
-  loss = _cls_loss(subject.model)
-  for size in _chunks(len(sample)):
-    batches = [
-      {"images": images[i : i + size], "labels": sample.labels[i : i + size], "stats": stats}
-      for i in range(0, len(sample), size)
-    ]
-    try:
-      estimate = hessian.hessian_trace(loss, params, batches, key=key, probes=probes)
-      break
-    except RuntimeError as e:
-      if size == 1 or not is_out_of_memory(e):
-        raise
-      log.warning("%s: out of device memory with %d images at once; trying fewer", subject.name, size)
-  interval = statistics.mean_interval(estimate.values)
-  entry = {
-    "trace": estimate.mean,
-    "stderr": estimate.stderr,
-    "low": interval.low,
-    "high": interval.high,
-    "probes": estimate.probes,
-    "images": len(sample),
-    "loss": float(np.mean([jax.jit(loss)(params, b) for b in batches])),
-    "per_block": {name: list(pair) for name, pair in estimate.per_block.items()},
-  }
-  return entry, estimate.values
-
-
-def _chunks(images: int) -> list[int]:
-  """Numbers of images to linearise at once: the largest divisor of `images` up to CHUNK, then at most half of the one
-  before, down to 1. Equal chunks make the mean over chunks the mean over images."""
-  sizes = [max(d for d in range(1, min(CHUNK, images) + 1) if images % d == 0)]
-  while sizes[-1] > 1:
-    sizes.append(max(d for d in range(1, sizes[-1] // 2 + 1) if images % d == 0))
-  return sizes
 
 
 def similarities(

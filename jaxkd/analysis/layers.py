@@ -20,7 +20,7 @@ from jaxkd.analysis.similarity import (
   squared_bandwidths,
 )
 from jaxkd.analysis.statistics import Interval, wilson
-from jaxkd.analysis.streaming import layer_names, map_batches, spatial_taps
+from jaxkd.analysis.streaming import layer_names, map_batches, spatial_taps, spread
 
 
 class Shown(NamedTuple):
@@ -127,7 +127,7 @@ def _batch_rows(
   a: Shown, b: Shown | None, index: np.ndarray, **options: Any
 ) -> tuple[list[Array], list[Array]]:
   def side(shown: Shown) -> list[Array]:
-    rows = _rows(shown.model, shown.variables, shown.images[index[0] : index[-1] + 1], **options)
+    rows = _rows(shown.model, shown.variables, spread(shown.images[index[0] : index[-1] + 1]), **options)
     return [rows[name] for name in layer_names(shown.model)]
 
   first = side(a)

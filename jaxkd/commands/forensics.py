@@ -26,7 +26,7 @@ def add_budget(parser: argparse.ArgumentParser, out: str) -> None:
   parser.add_argument(
     "--metrics",
     default="",
-    help="some of: hessian, attention, classes, cka, rbf, alignment, probes, locality, "
+    help="some of: hessian, heads, eigenvalues, landscape, attention, classes, cka, rbf, alignment, probes, locality, "
     "robustness, saliency, features; or all (default: hessian,attention,cka,locality,saliency)",
   )
   parser.add_argument("--images", type=int, default=512, help="test images of all but the Hessian (512)")

@@ -14,7 +14,12 @@ Numbers may be null where a statistic does not exist, for example the interval o
             special_tokens, step: int, seconds,
             differs: {config key: value},                         # where this model differs from the first
             accuracy: {cls | mean | dist: measured},              # fractions, Wilson 95 %
-            hessian: {trace, stderr, low, high, probes, images, loss, per_block: {part: [mean, stderr]}} | null,
+            hessian: {trace, stderr, low, high, probes, images, loss,
+                      per_block, per_type, per_head: {part: [mean, stderr]}} | null,
+            eigenvalues: {values, errors [k], iterations, starts, negative_share: [mean, stderr],
+                          density: {points, value, stderr [200]}},
+            landscape: {steps [k], plane [k k] of the loss, sharpness: {plain, adaptive: {rho, value, one_step}},
+                        ggn: {trace, stderr, probes}},
             attention: {images, uniform_distance, mean_distance [l h], distance_to_uniform [l h],
                         entropy [l h], cls_dispersion [l h], cls_self_attention [l h],
                         collapsed [l h] of bool,

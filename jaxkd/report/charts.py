@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -155,3 +156,42 @@ def _show(axes: Axes, picture: Any, cmap: str) -> None:
   image = np.asarray(picture, float)
   image = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
   axes.imshow(np.clip(image, 0, 1), cmap=cmap, vmin=0.0, vmax=1.0, interpolation="nearest")
+
+
+@styled
+def landscapes(planes: Sequence[Any], steps: Sequence[float], names: Sequence[str]) -> Figure:
+  """Losses [k k] on planes with the same steps, one panel each, contours on one logarithmic scale of colours."""
+  values = [
+    np.array([[math.nan if v is None else v for v in row] for row in plane], float) for plane in planes
+  ]
+  low = max(min(np.nanmin(v) for v in values), 1e-4)
+  high = max(max(np.nanmax(v) for v in values), 2 * low)
+  columns = min(2, len(values))
+  rows = math.ceil(len(values) / columns)
+  size = WIDTH / columns
+  titles = [wrap(n, 72 * size - 24, SMALL, lines=3) for n in names]
+  height = rows * (size + 0.17 * max(map(len, titles))) + 0.5
+  figure = Figure(figsize=(WIDTH, height), layout="constrained")
+  levels = np.geomspace(low, high, 13)
+  norm = LogNorm(low, high)
+  panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+  for axes, value, lines in zip(panels, values, titles, strict=False):
+    shown = axes.contourf(steps, steps, np.clip(value, low, high), levels=levels, norm=norm, cmap="YlGnBu_r")
+    axes.contour(
+      steps, steps, np.clip(value, low, high), levels=levels, norm=norm, colors="white", linewidths=0.4
+    )
+    axes.plot([0], [0], marker="+", color=INK, ms=9, mew=1.4)
+    axes.set_title("\n".join(lines), loc="left", fontsize=SMALL)
+    axes.set_aspect("equal")
+    axes.set_xticks([-1, 0, 1], ["−1", "0", "1"])
+    axes.set_yticks([-1, 0, 1], ["−1", "0", "1"])
+    axes.grid(False)
+  for axes in panels[len(values) :]:
+    axes.set_visible(False)
+  bar = figure.colorbar(shown, ax=panels, location="bottom", shrink=0.8, aspect=36, pad=0.02)
+  ticks = [t for t in (m * 10.0**e for e in range(-4, 5) for m in (1, 3)) if low <= t <= high]
+  bar.set_ticks(ticks, labels=[tick_text(t) for t in ticks])
+  bar.ax.minorticks_off()
+  bar.set_label("loss", fontsize=SMALL, color=SOFT)
+  bar.outline.set_visible(False)  # type: ignore[operator]
+  return figure

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd.report import charts, plots
+from jaxkd.report import charts, curvature_figures, plots
 from jaxkd.report.figures import Marks, Panel, mean, ranking, widest_gap
 from jaxkd.report.plots import Guide, Row, Series
 from jaxkd.report.text import finite, listing, number, plural, slugs
@@ -288,10 +288,11 @@ def features(pictures: Mapping[str, Any]) -> list[Panel]:
 def evidence_panels(
   result: Mapping[str, Any], marks: Marks, pictures: Mapping[str, Any]
 ) -> dict[str, list[Panel]]:
-  """Further figures by section: attention, locality, robustness, knowledge, alignment, saliency, features."""
+  """Further figures by the section they belong to."""
   local = [receptive_field(result, marks), receptive_maps(result), *spectrum(result, marks)]
   return {
     "attention": [p for p in (rollout(result, marks), by_class(result, marks)) if p],
+    "curvature": curvature_figures.curvature_panels(result, marks),
     "locality": [p for p in local if p],
     "robustness": [*robustness(result, marks), *([c] if (c := cue_conflict(result, marks)) else [])],
     "knowledge": probes(result, marks),

@@ -9,7 +9,16 @@ from typing import Any
 import jinja2
 from rich.table import Table as ConsoleTable
 
-from jaxkd.report import evaluation, evidence_figures, exports, figures, run_figures, study_figures, tables
+from jaxkd.report import (
+  curvature_figures,
+  evaluation,
+  evidence_figures,
+  exports,
+  figures,
+  run_figures,
+  study_figures,
+  tables,
+)
 from jaxkd.report.figures import Marks, Panel, ranking
 from jaxkd.report.schemas import VERDICTS, check_evaluation, check_forensics, check_study, check_training
 from jaxkd.report.style import Mark, marks, save
@@ -70,6 +79,7 @@ def _forensics_context(
   save(figures.summary(result, styles), folder / "summary")
   optional = [
     tables.comparisons_of_models(result, styles),
+    curvature_figures.sharpness_table(result, styles),
     tables.differences_table(result, styles),
     tables.heads_table(result, styles),
   ]

@@ -111,6 +111,21 @@ _HESSIAN = _object(
   images=_number,
   loss=_optional(_number),
   per_block=_optional(_values(_pair)),
+  per_type=_optional(_values(_pair)),
+  per_head=_optional(_values(_pair)),
+)
+_EIGENVALUES = _object(
+  values=_list(_number, least=1),
+  errors=_list(_number, least=1),
+  negative_share=_pair,
+  density=_object(points=_list(_number), value=_list(_number)),
+)
+_BALL = _object(rho=_number, value=_number)
+_LANDSCAPE = _object(
+  steps=_list(_number, least=3),
+  plane=_MATRIX,
+  sharpness=_object(plain=_BALL, adaptive=_BALL),
+  ggn=_object(trace=_number, stderr=_number),
 )
 _BAND = _object(value=_list(_number), low=_list(_number), high=_list(_number))
 _DISTURBED = _list(_object(patch=_number, share=_number, value=_number, low=_number, high=_number), least=1)
@@ -143,6 +158,8 @@ _MODEL = _object(
   attention=_optional(_ATTENTION),
   digest=_optional(_text),
   step=_optional(_number),
+  eigenvalues=_optional(_EIGENVALUES),
+  landscape=_optional(_LANDSCAPE),
   receptive_field=_optional(_FIELD),
   spectrum=_optional(_SPECTRUM),
   robustness=_optional(_object(shuffle=_DISTURBED, occlude=_DISTURBED)),
