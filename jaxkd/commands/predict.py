@@ -8,6 +8,8 @@ from pathlib import Path
 from jaxkd.commands import parse
 from jaxkd.errors import UserError, did_you_mean
 
+EXPLAINED = 32  # files whose heat maps are in memory at once
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("checkpoint", help="a run folder (its best step), or one step's folder")
@@ -64,5 +66,23 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
   out = Path(args.out)
   files.write_json(out / "predictions.json", result)
   Console().print(report.predictions_table(predictions, top=args.top))
-  print(f"written: {out}/predictions.json")
+  if args.explain:
+    _explain(subject, images, paths, predictions, out / "explained")
+  print(f"written: {out}/predictions.json" + (f", {out}/explained/" if args.explain else ""))
   return 0
+
+
+def _explain(subject, images, paths, predictions, out: Path) -> None:
+  """One picture for each file: the image, and the heat map of every method over it."""
+  from jaxkd import report
+  from jaxkd.analysis.examination import explained
+
+  for start in range(0, len(paths), EXPLAINED):
+    index = range(start, min(start + EXPLAINED, len(paths)))
+    part = images.images[start : start + len(index)]
+    maps = explained(subject, part)
+    for k, i in enumerate(index):
+      name, p = predictions[i].classes[0]
+      heat = {method: values[k] for method, values in maps.items()}
+      path = out / f"{i:04d}_{report.slugs([paths[i].stem])[0]}.png"
+      report.explanation_picture(part[k] / 255, heat, f"{paths[i].name}: {name}, {100 * p:.1f} %", path)

@@ -92,14 +92,16 @@ from jaxkd.report.page import (
   study_report,
   training_report,
 )
-from jaxkd.report.predictions import predictions_table
+from jaxkd.report.predictions import explanation_picture, predictions_table
 from jaxkd.report.preview import preview_figure
 from jaxkd.report.tables import console_table
+from jaxkd.report.text import slugs
 
 __all__ = [
   "console_table",
   "evaluation_report",
   "evaluation_table",
+  "explanation_picture",
   "forensics_console_table",
   "forensics_exports",
   "forensics_report",
@@ -108,6 +110,7 @@ __all__ = [
   "runs_console_table",
   "runs_exports",
   "runs_report",
+  "slugs",
   "study_report",
   "training_report",
 ]

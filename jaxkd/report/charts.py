@@ -151,6 +151,26 @@ def picture_rows(rows: Sequence[tuple[str, Any, Any]], *, cmap: str = "gray") ->
   return figure
 
 
+@styled
+def overlays(image: Any, heat: Sequence[Any], notes: Sequence[str], title: str) -> Figure:
+  """One image [h w c], and heat maps [h w] over it, side by side under a title, each with its note below."""
+  count, cell = 1 + len(heat), 1.8
+  head, foot = 0.34, 0.42
+  size = (cell * count, cell + head + foot)
+  figure = Figure(figsize=size)
+  line = wrap(title, 72 * size[0] - 12, SMALL, lines=1)[0]
+  figure.text(0.05 / size[0], 1 - 0.22 / size[1], line, fontsize=SMALL)
+  for k, note in enumerate(notes):
+    axes = figure.add_axes(((k + 0.02) / count, foot / size[1], 0.96 / count, (cell - 0.04 * cell) / size[1]))
+    _show(axes, image, "gray")
+    if k:
+      axes.imshow(heat[k - 1], cmap="inferno", vmin=0.0, vmax=1.0, alpha=0.62, interpolation="nearest")
+    for n, text in enumerate(wrap(note, 72 * cell - 8, SMALL - 1, lines=2)):
+      y = (foot - 0.17 - 0.16 * n) / size[1]
+      figure.text((k + 0.5) / count, y, text, ha="center", fontsize=SMALL - 1)
+  return figure
+
+
 def _show(axes: Axes, picture: Any, cmap: str) -> None:
   axes.set_axis_off()
   image = np.asarray(picture, float)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from jaxkd.report import charts
+from jaxkd.report.evidence_figures import METHODS
 from jaxkd.report.text import clean, number
 
 if TYPE_CHECKING:
@@ -31,3 +36,14 @@ def predictions_table(predictions: Sequence[Prediction], *, top: int) -> Table:
   if len(predictions) > MOST:
     table.caption = f"the first {MOST} of {len(predictions)} images; the JSON holds all"
   return table
+
+
+def explanation_picture(image: Any, heat: Mapping[str, Any], title: str, path: Path) -> None:
+  """Writes a PNG: the image [h w c] in [0, 1], then each method's heat map [h w] over it."""
+  notes = ["image", *(METHODS[key] for key in heat)]
+  figure = charts.overlays(image, list(heat.values()), notes, clean(title))
+  buffer = io.BytesIO()
+  figure.set_dpi(150)
+  FigureCanvasAgg(figure).print_png(buffer)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(buffer.getvalue())
