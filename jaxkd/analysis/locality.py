@@ -17,7 +17,7 @@ from jaxkd.analysis.bootstrap import (
   bootstrap_mean,
   resampled_means,
 )
-from jaxkd.analysis.streaming import check_attends, map_batches, patch_grid
+from jaxkd.analysis.streaming import check_attends, map_batches, patch_grid, taps_of
 
 ROLLOUT = "rollout_"
 
@@ -43,7 +43,7 @@ def attention_per_image(
 
 @partial(jax.jit, static_argnames="model")
 def _statistics(model: nn.Module, variables: Any, images: Array) -> dict[str, Array]:
-  _, taps = model.apply(variables, images, train=False, want=("attn",))
+  taps = taps_of(model, variables, images, ("attn",))
   maps = jnp.stack([taps[f"block{i:02d}/attn"] for i in range(model.num_layers)])
   place = patch_grid(model, images), model.special_tokens
   found = attention.attention_statistics(maps, *place, reduce=None)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxkd.analysis.statistics import Interval, wilson
-from jaxkd.analysis.streaming import map_batches
+from jaxkd.analysis.streaming import map_batches, taps_of
 
 
 class Robustness(NamedTuple):
@@ -149,8 +149,7 @@ def _disturbed_decisions(
 
 
 def _classes(model: nn.Module, variables: Any, images: Array) -> Int[Array, " b"]:
-  _, taps = model.apply(variables, images, train=False)
-  return taps["logits/cls"].argmax(axis=-1)
+  return taps_of(model, variables, images)["logits/cls"].argmax(axis=-1)
 
 
 _decisions = partial(jax.jit, static_argnames="model")(_classes)

@@ -26,6 +26,7 @@ from jaxkd.analysis.streaming import (
   patch_grid,
   spatial_map,
   spatial_taps,
+  taps_of,
 )
 
 METHODS = ("grad_cam", "rollout", "gradient_attention")
@@ -79,10 +80,10 @@ def _grad_cam(
 ) -> Float[Array, "b h w"]:
   def logit(added: Array) -> tuple[Array, Array]:
     with nn.intercept_methods(_adding(path, added)):
-      _, taps = model.apply(variables, images, train=False)
+      taps = taps_of(model, variables, images)
     return _chosen(taps["logits/cls"], classes), taps[layer]
 
-  shape = jax.eval_shape(lambda x: model.apply(variables, x, train=False)[1][layer], images)
+  shape = jax.eval_shape(lambda x: taps_of(model, variables, x)[layer], images)
   gradient, tap = jax.grad(logit, has_aux=True)(jnp.zeros(shape.shape, shape.dtype))
   grid = patch_grid(model, images) if attends(model) else None
   maps, slopes = (spatial_map(x, model.special_tokens, grid).astype(jnp.float32) for x in (tap, gradient))
@@ -93,7 +94,7 @@ def _grad_cam(
 @partial(jax.jit, static_argnames="model")
 def _rollout(model: nn.Module, variables: Any, images: Array, classes: Array) -> Float[Array, "b h w"]:
   del classes
-  _, taps = model.apply(variables, images, train=False, want=("attn",))
+  taps = taps_of(model, variables, images, ("attn",))
   reached = attention_rollout(jnp.stack([taps[name] for name in _map_names(model)]))
   return _cls_picture(model, reached, images)
 
@@ -105,10 +106,10 @@ def _gradient_attention(
   def logit(maps: list[Array]) -> tuple[Array, list[Array]]:
     added = {f"block{i:02d}": {"attn": {"maps": x}} for i, x in enumerate(maps)}
     given = {**variables, "perturbations": added}
-    _, taps = model.apply(given, images, train=False, want=("attn",))
+    taps = taps_of(model, given, images, ("attn",))
     return _chosen(taps["logits/cls"], classes), [taps[name] for name in _map_names(model)]
 
-  _, shapes = jax.eval_shape(lambda x: model.apply(variables, x, train=False, want=("attn",)), images)
+  shapes = jax.eval_shape(lambda x: taps_of(model, variables, x, ("attn",)), images)
   zeros = [jnp.zeros(shapes[name].shape, jnp.float32) for name in _map_names(model)]
   gradients, maps = jax.grad(logit, has_aux=True)(zeros)
   return _cls_picture(model, gradient_weighted_relevance(maps, gradients), images)
@@ -175,7 +176,7 @@ def _source(model: nn.Module, variables: Any, images: Array, layer: str) -> tupl
 
   def forward(variables, images):
     with nn.intercept_methods(record):
-      _, taps = model.apply(variables, images, train=False)
+      taps = taps_of(model, variables, images)
     if layer not in taps:
       raise ValueError(f"{type(model).__name__} has no tap {layer!r}; known: {', '.join(sorted(taps))}")
     found.extend(path for path, out in calls if out is taps[layer])

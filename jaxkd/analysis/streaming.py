@@ -61,6 +61,15 @@ def check_attends(model: nn.Module, purpose: str) -> None:
     raise ValueError(f"{purpose} needs attention maps, and {type(model).__name__} is convolutional")
 
 
+def taps_of(
+  model: nn.Module, variables: Any, images: Float[Array, "b h w c"], want: tuple[str, ...] = ()
+) -> dict[str, Array]:
+  """Taps in evaluation mode, matrix products and their gradients in full float32 (not TensorFloat-32, as on GPUs)."""
+  with jax.default_matmul_precision("highest"):
+    _, taps = model.apply(variables, images, train=False, want=want)
+  return dict(taps)
+
+
 def layer_names(model: nn.Module) -> tuple[str, ...]:
   """Names of the taps that hold the layers' spatial features, first to last: `blockNN/tokens` or `stageN`."""
   return tuple(f"block{i:02d}/tokens" if attends(model) else f"stage{i}" for i in range(model.num_layers))
@@ -96,8 +105,7 @@ def spatial_taps(
   Raises:
     ValueError: the model has no such tap, or it is not spatial.
   """
-  names = layers or layer_names(model)
-  _, taps = model.apply(variables, images, train=False)
+  names, taps = layers or layer_names(model), taps_of(model, variables, images)
   if missing := [name for name in names if name not in taps]:
     raise ValueError(f"{type(model).__name__} has no tap {missing[0]!r}; known: {', '.join(sorted(taps))}")
   grid = patch_grid(model, images) if attends(model) else None

@@ -141,6 +141,37 @@ def test_minibatches_estimate_the_full_batch_where_averaged_biased_cka_does_not(
   assert np.abs(biased - full).max() > 0.04
 
 
+def test_minibatches_of_2000_rows_against_the_full_batch():
+  """Related layers agree with the full batch, independent ones are near 0; averaged biased CKA is neither."""
+  a, b = layers(2000)
+  noise = [np.float32(np.random.default_rng(7).normal(size=(2000, 64)))]
+  full, unrelated = cka_matrix(a, b), cka_matrix(a, noise)
+  estimate, of_noise = accumulate(a, b, 100), accumulate(a, noise, 100)
+  assert np.abs(estimate.value - full).max() < 0.015
+  assert (np.abs(estimate.value - full) < 4 * estimate.stderr).all()
+  assert np.abs(unrelated).max() < 0.02
+  assert np.abs(of_noise.value).max() < 0.02
+  biased = np.mean([cka_matrix(*part, debiased=False) for part in batches(a, noise, 100)], axis=0)
+  assert biased.min() > 0.2
+
+
+def test_accumulating_a_model_with_itself_makes_its_gram_matrices_once():
+  a, _ = layers(40)
+  same, copies = (
+    accumulate_pairs(lambda part, c=c: (part, list(part) if c else part), a) for c in (False, True)
+  )
+  np.testing.assert_allclose(same.value, copies.value, atol=1e-6)
+  np.testing.assert_allclose(np.diag(same.value), 1.0, rtol=1e-6)
+  np.testing.assert_allclose(same.value, same.value.T, atol=1e-6)
+
+
+def accumulate_pairs(pair, a):
+  state = ()
+  for part, _ in batches(a, a, 20):
+    state = cka_accumulate(state, *pair(part))
+  return cka_finish(state)
+
+
 def test_standard_error_has_the_size_of_the_spread():
   """50 repetitions of 20 batches: the mean jackknife error against the deviation over repetitions."""
   estimates = [accumulate(*layers_of_one_model(400, seed), 20) for seed in range(50)]
