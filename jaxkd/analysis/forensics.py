@@ -145,6 +145,7 @@ def similarities(
     for i, a in enumerate(subjects):
       for j in range(i, len(subjects)):
         found = layers.model_cka(seen[i], None if i == j else seen[j], kernel=kernel)
+        batches = f"{found.batches} batches" if found.batches > 1 else "one batch"
         out.append(
           {
             **_pair(a, subjects[j]),
@@ -152,7 +153,7 @@ def similarities(
             "stderr": plain(found.stderr),
             "kernel": kernel,
             "images": len(images),
-            "estimator": f"debiased {kernel}, {found.batches} batches, flattened patch tokens, one row per image",
+            "estimator": f"debiased {kernel}, {batches}, flattened patch tokens, one row per image",
           }
         )
   return out

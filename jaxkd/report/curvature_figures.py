@@ -11,6 +11,7 @@ from jaxkd.report.plots import Series
 from jaxkd.report.tables import Cell, Table
 from jaxkd.report.text import MISSING, error_digits, finite, listing, number
 
+FLOOR = 1e-8  # of the density, whose axis is logarithmic
 ORDINALS = ("1st", "2nd", "3rd", "4th", "5th")
 
 
@@ -75,7 +76,7 @@ def eigenvalues(result: Mapping[str, Any], marks: Marks) -> list[Panel]:
     cells = list(zip(e["values"], e["errors"], strict=True)) + [(None, None)] * (count - len(e["values"]))
     items.append((m["name"], marks[m["name"]], cells))
     d = e["density"]
-    y = [v if finite(v) and v > 1e-9 else None for v in d["value"]]
+    y = [max(v, FLOOR) if finite(v) else None for v in d["value"]]
     density.append(Series(m["name"], marks[m["name"]], d["points"], y))
   read = (
     "The largest eigenvalues of the Hessian (Lanczos): the curvature along the steepest directions. Bars are error "
@@ -85,11 +86,11 @@ def eigenvalues(result: Mapping[str, Any], marks: Marks) -> list[Panel]:
   figure = plots.parts(ORDINALS[:count], items, xlabel="eigenvalue of the Hessian")
   panels = [Panel("eigenvalues", "Largest eigenvalues", read, f"Largest: {ranking(first, None)}.", figure)]
   read = (
-    "Density of the Hessian's eigenvalues (stochastic Lanczos quadrature, every node a Gaussian of 1 % of the range), on "
-    "a logarithmic axis: almost all lie near 0, and the few on the right make the loss sharp."
+    "Density of the Hessian's eigenvalues (stochastic Lanczos quadrature, every node a Gaussian of 1 % of the range), "
+    "on a logarithmic axis: almost all lie near 0, and the few on the right make the loss sharp."
   )
   below = {m["name"]: 100 * m["eigenvalues"]["negative_share"][0] for m in models}
-  shows = f"Share of clearly negative eigenvalues: {ranking(below, 2, ' %')}."
+  shows = f"Share of eigenvalues below minus 0.1 % of the range: {ranking(below, 2, ' %')}."
   figure = plots.lines(density, xlabel="eigenvalue", ylabel="density", log=True, markers=False)
   return [*panels, Panel("eigenvalue_density", "Density of eigenvalues", read, shows, figure)]
 
@@ -129,7 +130,7 @@ def sharpness_table(result: Mapping[str, Any], marks: Marks) -> Table | None:
     rows.append(
       [
         Cell(m["name"], mark=marks[m["name"]]),
-        *(Cell(number(ball[k]["value"]), f"radius {number(ball[k]['rho'])}") for k in ("plain", "adaptive")),
+        *(Cell(number(ball[k]["value"]), f"radius {ball[k]['rho']:g}") for k in ("plain", "adaptive")),
         Cell(number(ggn["trace"], digits), f"± {number(ggn['stderr'], digits)}"),
         Cell(number(top[0]) if top else MISSING),
       ]
@@ -137,8 +138,8 @@ def sharpness_table(result: Mapping[str, Any], marks: Marks) -> Table | None:
   columns = ["Model", "Sharpness (SAM)", "Scale-invariant (ASAM)", "Gauss-Newton trace", "Largest eigenvalue"]
   note = (
     "Sharpness: the largest rise of the loss found within the radius of the weights, by one step of ascent, a lower "
-    "bound; the scale-invariant one measures the radius in units of each weight. The Gauss-Newton trace is the part of the "
-    "Hessian's that does not depend on the labels; its second line is the standard error over probes."
+    "bound; the scale-invariant one measures the radius in units of each weight. The Gauss-Newton trace is the part of "
+    "the Hessian's that does not depend on the labels; its second line is the standard error over probes."
   )
   return Table("Flatness in other measures", columns, rows, frozenset(range(1, 5)), note)
 

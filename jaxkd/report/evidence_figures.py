@@ -264,7 +264,7 @@ def saliency(pictures: Mapping[str, Any]) -> list[Panel]:
       f"What the decisions of {name} rest on: {listing(METHODS[k] for k in maps)} for the class it names. Yellow is "
       "much, dark is little; each map is scaled to its own range."
     )
-    shows = f"{plural(len(pictures['images']), 'image')}, one of each of as many classes."
+    shows = f"{plural(len(pictures['images']), 'image')}, of as many classes."
     panels.append(Panel(f"saliency_{file}", f"Saliency: {name}", read, shows, figure))
   return panels
 

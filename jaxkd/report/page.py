@@ -80,7 +80,6 @@ def _forensics_context(
   optional = [
     tables.comparisons_of_models(result, styles),
     curvature_figures.sharpness_table(result, styles),
-    tables.differences_table(result, styles),
     tables.heads_table(result, styles),
   ]
   return dict(
@@ -91,6 +90,7 @@ def _forensics_context(
     models=tables.models_table(result, styles),
     extra=[t for t in optional if t],
     sources=tables.sources_table(result, styles),
+    differs=tables.differences_table(result, styles),
     settings=tables.pairs_table("Analyses", result.get("settings") or {}),
   )
 

@@ -342,7 +342,8 @@ def parts(
   zero: bool = True,
 ) -> Figure:
   """Value and half-width per category (top to bottom) and model; models of a category are dodged; `zero` marks 0."""
-  pitch = max(0.26, 0.085 * len(items) + 0.1)
+  labels = [wrap(c, 88, SMALL, lines=2) for c in categories]
+  pitch = max(0.38 if any(len(text) > 1 for text in labels) else 0.26, 0.085 * len(items) + 0.1)
   figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
   axes = figure.add_subplot()
   for k, (_, mark, values) in enumerate(items):
@@ -365,7 +366,7 @@ def parts(
   if zero:
     axes.axvline(0, color=SOFT, lw=1)
   axes.set_ylim(len(categories) - 0.5, -0.5)
-  axes.set_yticks(range(len(categories)), [wrap(c, 88, SMALL, lines=1)[0] for c in categories])
+  axes.set_yticks(range(len(categories)), ["\n".join(text) for text in labels])
   axes.grid(axis="y", visible=False)
   axes.tick_params(axis="y", length=0)
   plain_ticks(axes, "x")

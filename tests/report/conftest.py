@@ -114,6 +114,20 @@ def evidence(result, *, classes=10):
       attention["layers"] = {n: _band(rng, 2.0, 0.1, layers) for n in statistics}
       attention["model"] = {n: _band(rng, 2.0, 0.1, ()) for n in ("mean_distance", "collapsed_heads")}
       attention["by_class"] = {"mean_distance": _band(rng, 2.0, 0.1, classes)}
+    m["hessian"]["per_type"] = {t: [9.0, 1.0] for t in ("attention projection", "mlp", "squeeze excite")}
+    m["hessian"]["per_head"] = {f"{n}/head{h}": [float(h), 1.0] for n in names for h in range(3)}
+    points = np.linspace(-5, 30, 50)
+    density = dict(points=points.tolist(), value=np.exp(-(points**2)).tolist(), stderr=[0.0] * 50)
+    m["eigenvalues"] = dict(
+      values=[30.0, 20.0, 10.0, 5.0, 4.0], errors=[0.1] * 5, negative_share=[0.1, 0.01], density=density
+    )
+    steps = np.linspace(-1, 1, 5)
+    balls = dict(
+      plain=dict(rho=0.05, value=0.5, one_step=0.5), adaptive=dict(rho=0.5, value=0.6, one_step=0.6)
+    )
+    plane = (0.1 + np.add.outer(steps**2, steps**2)).tolist()
+    ggn = dict(trace=40.0, stderr=2.0, probes=10)
+    m["landscape"] = dict(steps=steps.tolist(), plane=plane, sharpness=balls, ggn=ggn)
     m["receptive_field"] = dict(
       images=32,
       layers=names,

@@ -13,7 +13,16 @@ from jaxkd.report.exports import csv_text, latex, latex_text
 from jaxkd.report.style import marks
 from jaxkd.report.tables import Cell, Table
 
-SECTIONS = {"attention", "locality", "robustness", "knowledge", "alignment", "saliency", "features"}
+SECTIONS = {
+  "attention",
+  "curvature",
+  "locality",
+  "robustness",
+  "knowledge",
+  "alignment",
+  "saliency",
+  "features",
+}
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
@@ -30,6 +39,7 @@ def test_no_labels_overlap(fake, count):
 
 def test_the_page_shows_every_kind_and_says_that_one_checkpoint_decides_nothing(fake, tmp_path):
   result, pictures = fake.evidence(fake.forensics((*fake.THREE, fake.NASTY), cnn=("CNN-Distilled",)))
+  result["cka"] = result["cka"][:2]
   page = Page(forensics_report(result, tmp_path, pictures=pictures))
   check_structure(page)
   assert "<script" not in page.source
@@ -43,12 +53,19 @@ def test_the_page_shows_every_kind_and_says_that_one_checkpoint_decides_nothing(
     "rollout",
     "attention_classes",
   }
+  wanted |= {"hessian_types", "hessian_heads", "eigenvalues", "eigenvalue_density", "landscape"}
   wanted |= {f"{kind}_{n}" for kind in ("saliency", "features") for n in fake.THREE}
   assert wanted <= shown
   verdicts = page.table("Claims about training methods")[1:]
   assert len(verdicts) == 6
   assert {row[1] for row in verdicts} == {"? undecided"}
   assert "One checkpoint each decides nothing" in page.source
+  assert page.table("Flatness in other measures")[1][1:] == [
+    "0.5000radius 0.05",
+    "0.6000radius 0.5",
+    "40.0± 2.0",
+    "30.00",
+  ]
   rows = page.table("What differs from Baseline beyond the choice of images")[1:]
   assert rows[0] == ["CNN-Distilled", "Accuracy (points)", "+20.0[+10.0, +50.0]", "0.030", "yes"]
   assert rows[1][4] == "no"
