@@ -14,9 +14,9 @@ from jaxkd.analysis.examination import ERF_IMAGES, PICTURES, PROBE_IMAGES, SHARE
 from jaxkd.analysis.flatness import ITERATIONS, POINTS, STARTS, TOP
 from jaxkd.analysis.streaming import attends
 
-# What one analysis costs in forward passes of an image (a Hessian probe is 6, its linearisation 3), and what share of
+# What one analysis costs in forward passes of an image (a Hessian probe is 4, a linearisation too), and what share of
 # the speed of a large matrix product such programs reach on a CPU; both measured with DeiT-Tiny at 32 pixels.
-PROBE, LINEARISATION = 6.0, 4.0
+PROBE, LINEARISATION = 4.0, 4.0
 EFFICIENCY = 0.35
 COMPILATION = {  # seconds per architecture of 12 layers, without a compilation cache; they grow with the depth
   "accuracy": 3.0,

@@ -30,7 +30,7 @@ from jaxkd.errors import is_out_of_memory
 
 log = logging.getLogger("jaxkd")
 PARTS = ("hessian", "heads", "eigenvalues", "landscape")
-CHUNK = 32  # images whose gradient is linearised at once; the residuals stay in memory
+CHUNK = 16  # images whose gradient is linearised at once; the residuals stay in memory
 TOP, ITERATIONS, STARTS = 5, 20, 3  # eigenvalues, Lanczos steps for them and for each start of the density
 POINTS = 11  # of a slice, from -REACH to REACH
 REACH = 1.0  # in filter norms
