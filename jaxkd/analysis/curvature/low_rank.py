@@ -7,11 +7,12 @@ For any projection P = QQ' and probe g = (I - P) w with E[ww'] = I: diag(HQQ') +
 E[gg'] = I - P. So summed over one parameter's entries the two terms are an unbiased estimate of its block's trace.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import numpy as np
-from jaxtyping import Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxkd.analysis.curvature.products import flat
 from jaxkd.analysis.curvature.sample import normal_like, paths, rademacher_like
@@ -78,8 +79,12 @@ def _rank(count: int, params: PyTree) -> int:
 
 def _draw(key: PRNGKeyArray, params: PyTree, indices: range, draw=rademacher_like) -> np.ndarray:
   """Test vectors as rows, [k n]; vector i is that of `fold_in(key, i)`."""
-  one = jax.jit(lambda i: flat(draw(jax.random.fold_in(key, i), params)))
-  return np.stack([np.asarray(one(np.uint32(i))) for i in indices])
+  return np.stack([np.asarray(_one(key, params, np.uint32(i), draw)) for i in indices])
+
+
+@functools.partial(jax.jit, static_argnames="draw")
+def _one(key: PRNGKeyArray, params: PyTree, index: Array, draw: Callable[..., PyTree]) -> Float[Array, " n"]:
+  return flat(draw(jax.random.fold_in(key, index), params))
 
 
 def _orthonormal(rows: np.ndarray) -> np.ndarray:
