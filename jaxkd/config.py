@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
 from ml_collections import ConfigDict
 
 from jaxkd import schema
-from jaxkd.config_files import parse_json, parse_yaml, read, read_values
+from jaxkd.config_files import locate, parse_json, parse_yaml, read, read_values
 from jaxkd.config_notes import notes
 from jaxkd.config_rules import parse_claim, validate, validate_augment
 from jaxkd.config_values import as_text, check_free, coerce, free_value, shown, typed
@@ -54,7 +53,7 @@ def load(spec: str, overrides: dict[str, str] | None = None) -> ConfigDict:
     UserError: the file is absent, has no `get_config`, does not parse, raises, or holds a wrong key or value.
   """
   path, colon, arg = spec.partition(":")
-  config = complete(read(Path(path), arg if colon else None))
+  config = complete(read(locate(path), arg if colon else None))
   given = overrides or {}
   # The kind of a term decides which keys it has, so that goes first.
   for key in sorted(given, key=lambda k: not k.endswith(".kind")):

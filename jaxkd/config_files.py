@@ -14,6 +14,22 @@ import yaml
 from jaxkd.errors import UserError, did_you_mean, one_line
 
 VALUES = (".json", ".yaml", ".yml")
+# The presets: inside an installed package, or beside the package in a checkout.
+SHIPPED = next(
+  p for p in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if p.is_dir()
+)
+
+
+def locate(name: str) -> Path:
+  """The file that `--config=name` means: `name` itself, or, where it does not exist, the shipped preset.
+
+  `quickstart`, `quickstart.py` and `configs/quickstart.py` name the preset in any folder that has no such file.
+  """
+  path = Path(name)
+  if path.exists() or str(path.parent) not in (".", "configs"):
+    return path
+  preset = SHIPPED / f"{path.name.removesuffix('.py')}.py"
+  return preset if preset.is_file() else path
 
 
 def read(path: Path, arg: str | None = None) -> Any:
@@ -109,9 +125,9 @@ def _text(path: Path) -> str:
 
 def _absent(path: Path, suffixes: tuple[str, ...]) -> UserError:
   beside = [p.name for p in path.parent.glob("*") if p.suffix in suffixes] if path.parent.is_dir() else []
-  return UserError(
-    f"config file {path} does not exist", f"{did_you_mean(path.name, beside)} (in {path.parent}/)"
-  )
+  where = f"in {path.parent}/" if beside else "shipped presets"
+  known = beside or [p.stem for p in SHIPPED.glob("*.py")]
+  return UserError(f"config file {path} does not exist", f"{did_you_mean(path.name, known)} ({where})")
 
 
 def _call_get_config(path: Path, arg: str | None) -> Any:

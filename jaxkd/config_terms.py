@@ -57,8 +57,11 @@ def _validate_teacher(teacher: ConfigDict, path: str, known_weights: set[str] | 
   if known_weights is None or teacher.weights in known_weights or teacher.weights == "ema":
     return
   if not teacher.weights.startswith("hub:") and not Path(teacher.weights).exists():
+    hint = did_you_mean(teacher.weights, known_weights)
+    if "/" in teacher.weights:
+      hint = f"train it first, or set --config.{path}.weights to a run or weights file"
     raise UserError(
-      f"{path}.weights: no study teacher '{teacher.weights}'", did_you_mean(teacher.weights, known_weights)
+      f"{path}.weights: '{teacher.weights}' is no teacher of the study and does not exist", hint
     )
 
 

@@ -56,11 +56,19 @@ def teacher_folder(folder: Path, name: str) -> Path:
   return folder / "teachers" / name
 
 
+def teacher_config(config: ConfigDict, name: str, folder: Path) -> ConfigDict:
+  """The run config of one teacher; `init.weights` may name an earlier teacher of the study, as a probe's does."""
+  run = copy.deepcopy(config.study.teachers[name].run)
+  if run.init.weights in config.study.teachers:
+    run.init.weights = str(teacher_folder(folder, run.init.weights))
+  return run
+
+
 def _teacher(config: ConfigDict, name: str, folder: Path, counter: str) -> dict[str, Any]:
   options = config.study.teachers[name]
   path = teacher_folder(folder, name)
   _announce(counter, f"teacher '{name}': {options.label or options.run.model.name}", path)
-  train(options.run, path, label=f"{counter} {name}")
+  train(teacher_config(config, name, folder), path, label=f"{counter} {name}")
   quality = path / "quality.json"
   found = checkpoint.load(path)
   if not quality.exists() or files.read_json(quality)["digest"] != found.digest:

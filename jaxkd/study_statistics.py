@@ -179,7 +179,7 @@ def _judge(config: ConfigDict, arms: dict[str, Any]) -> tuple[list[Comparison], 
   }
   baseline = config.study.baseline
   pairs = [(metric, a, b) for metric, order in claims for a, b in itertools.pairwise(order)]
-  pairs += [(m, baseline, a) for m in dict(claims) for a in arms if a != baseline]
+  pairs += [(m, baseline, a) for m in dict(claims) or values for a in arms if a != baseline]
   unique = {(m, frozenset((a, b))): (m, a, b) for m, a, b in reversed(pairs)}
   comparisons = compare(values, list(reversed(unique.values())))
   verdicts = []

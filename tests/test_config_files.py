@@ -8,6 +8,7 @@ import pytest
 
 from docs import config_reference
 from jaxkd import config as configs
+from jaxkd import config_files
 from jaxkd.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -98,3 +99,23 @@ def test_configs_do_not_import_jax():
 def test_the_reference_is_current():
   assert config_reference.FILE.read_text() == config_reference.text(), "run python -m docs.config_reference"
   assert "| `optim.milestones` | list of numbers |" in config_reference.text()
+
+
+def test_a_shipped_preset_is_found_by_its_name_in_any_folder(tmp_path, monkeypatch):
+  expected = configs.to_json(configs.load(f"{config_files.SHIPPED / 'quickstart.py'}:smoke"))
+  monkeypatch.chdir(tmp_path)
+  for name in ("quickstart", "quickstart.py", "configs/quickstart.py"):
+    assert configs.to_json(configs.load(f"{name}:smoke")) == expected
+  own = "{'seed': 7, 'terms': {'ce': {'kind': 'cross_entropy'}}}"
+  Path("quickstart.py").write_text(f"def get_config(arg=None):\n  return {own}\n")
+  assert configs.load("quickstart.py").seed == 7  # an own file goes first
+  with pytest.raises(UserError) as e:
+    configs.load("elsewhere/quickstart.py")
+  assert "does not exist" in e.value.message
+  with pytest.raises(UserError) as e:
+    configs.load("quickstrt")
+  assert "'quickstart.py'" in e.value.hint
+  Path("quickstart.py").unlink()
+  with pytest.raises(UserError) as e:
+    configs.load("quickstrt")
+  assert "'quickstart'" in e.value.hint
