@@ -118,7 +118,9 @@ def forward_operations(subject: Subject) -> float:
     jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.variables),
     jax.ShapeDtypeStruct(shape, jnp.float32),
   )
-  return float(lowered.cost_analysis()["flops"])
+  counted = lowered.cost_analysis()
+  assert counted is not None, "XLA counts operations on CPU, GPU and TPU"
+  return float(counted["flops"])
 
 
 def matmul_speed(size: int = 768, rounds: int = 6) -> float:

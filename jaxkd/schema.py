@@ -430,7 +430,9 @@ STUDY = {
     "probes": Field(30, "Hutchinson probes per model", low=2),
     "images": Field(256, "test images for attention and CKA", low=16),
     "metrics": Field(
-      ("hessian", "attention", "cka"), "analyses of the report's forensics; docs/forensics.md"
+      ("hessian", "attention", "cka"),
+      "analyses of the report's forensics; docs/forensics.md",
+      choices=METRICS,
     ),
   },
 }

@@ -27,6 +27,7 @@ from jaxkd.study_statistics import summarize
 from jaxkd.train import train
 
 log = logging.getLogger("jaxkd")
+EXAMINED = ("hessian", "attention")  # of every student: what the statistics over seeds rest on
 
 
 def run_study(config: ConfigDict, folder: Path) -> dict[str, Any]:
@@ -184,9 +185,8 @@ def _examined(config: ConfigDict, path: Path) -> dict[str, Any]:
   test = data.load_test(config.data)
   sample = balanced_sample(test, min(config.study.hessian_images, len(test)))
   subject = subjects.as_subject(path.name, found)
-  entry = examine(
-    subject, test, sample, images=min(config.study.images, len(test)), probes=config.study.probes
-  )
+  budget = {"images": min(config.study.images, len(test)), "probes": config.study.probes}
+  entry = examine(subject, test, sample, metrics=EXAMINED, **budget)
   steps = files.read_json(path / "DONE")["step"]
   files.write_json(file, {**entry, "settings": settings, "trained_steps": steps})
   return files.read_json(file)

@@ -93,7 +93,7 @@ def test_analyze_is_one_checkpoint_alone_or_against_its_teacher(runs, tmp_path, 
 def test_the_hessian_is_the_same_however_the_sample_is_cut(runs, monkeypatch):
   from jaxkd.analysis import flatness
 
-  [subject], config = subjects.load_subjects([str(runs / "vit")], ["a"])
+  [subject], _ = subjects.load_subjects([str(runs / "vit")], ["a"])
   rng = np.random.default_rng(0)
   sample = Split(rng.integers(0, 256, (8, 8, 8, 1), dtype=np.uint8), rng.integers(0, 4, 8))
   found = []

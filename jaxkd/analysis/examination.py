@@ -7,7 +7,7 @@ of that kind. Images are uint8; `shown` brings them into the model's own normali
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -75,7 +75,8 @@ class Subject:
     """uint8 images [b h w c] as this model sees them: `levels`, normalised."""
     levels = self.levels(images)
     levels = levels.astype(np.float32) / np.float32(255) if levels.dtype == np.uint8 else levels
-    return Shown(self.model, self.variables, np.asarray(normalize(levels, self.mean, self.std)))
+    on_host = np.asarray(normalize(levels, self.mean, self.std))  # batches of it go to the devices
+    return Shown(self.model, self.variables, cast(jax.Array, on_host))
 
 
 def short(layer: str) -> str:

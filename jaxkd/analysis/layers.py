@@ -1,6 +1,6 @@
 """The layers of models compared in one pass over images, and what each layer knows of the classes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -141,9 +141,9 @@ def _bandwidths(rows: Callable[..., Any], batches: list[np.ndarray]) -> tuple[Ar
 
 
 def layer_probes(
-  train: dict[str, Rows],
+  train: Mapping[str, Rows],
   train_labels: Int[np.ndarray, " n"],
-  test: dict[str, Rows],
+  test: Mapping[str, Rows],
   test_labels: Int[np.ndarray, " m"],
   *,
   k: int = 20,

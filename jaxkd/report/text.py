@@ -4,7 +4,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 MISSING = "–"
 MINUS = "−"
@@ -29,7 +29,7 @@ def cleaned(tree: Any) -> Any:
   return clean(tree) if isinstance(tree, str) else tree
 
 
-def finite(value: Any) -> bool:
+def finite(value: Any) -> TypeGuard[float]:
   """Whether the value is a number that can be drawn."""
   return isinstance(value, (int, float)) and math.isfinite(value)
 
