@@ -1,4 +1,4 @@
-"""Logits of a model over a split, and the measures of classification computed from them."""
+"""Logits of a model over a split; `jaxkd.classification` measures them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.special import softmax
-from sklearn import metrics as sk
 
 from jaxkd.data import Split, make_views
 from jaxkd.data.augment import changes_images
@@ -132,43 +131,6 @@ def log_likelihood_loss(logits: np.ndarray, labels: np.ndarray) -> float:
   return float(-log_p[np.arange(len(labels)), labels].mean())
 
 
-def classification_report(
-  logits: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]
-) -> dict[str, Any]:
-  """Everything `evaluate` says of one head: accuracy, top-k, macro scores, AUC, confusion, ROC, per class.
-
-  logits float [n c], labels int [n]. Shares are in [0, 1]. ROC curves are one-vs-rest.
-  """
-  classes = np.arange(len(class_names))
-  p = np.exp(logits - np.logaddexp.reduce(logits.astype(np.float64), axis=1, keepdims=True))
-  predicted = logits.argmax(1)
-  precision, recall, f1, support = sk.precision_recall_fscore_support(
-    labels, predicted, labels=classes, zero_division=0.0
-  )
-  return {
-    "examples": len(labels),
-    "accuracy": accuracy(logits, labels),
-    "top_k": {str(k): _top_k(logits, labels, k) for k in (2, 3, 5) if k < len(classes)},
-    "loss": log_likelihood_loss(logits, labels),
-    "macro": {"precision": precision.mean(), "recall": recall.mean(), "f1": f1.mean()},
-    "per_class": {
-      name: {"precision": precision[i], "recall": recall[i], "f1": f1[i], "examples": int(support[i])}
-      for i, name in enumerate(class_names)
-    },
-    "confusion": sk.confusion_matrix(labels, predicted, labels=classes).tolist(),
-    "roc": {
-      name: _roc(p[:, i], labels == i) for i, name in enumerate(class_names) if 0 < support[i] < len(labels)
-    },
-  }
-
-
-def _top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
-  """Share of rows whose label is among the k largest logits."""
-  best = np.argpartition(-logits, k - 1, axis=1)[:, :k]
-  return float((best == labels[:, None]).any(1).mean())
-
-
-def _roc(score: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
-  false_positive, true_positive, _ = sk.roc_curve(positive, score)
-  area = sk.auc(false_positive, true_positive)
-  return {"auc": float(area), "fpr": false_positive.tolist(), "tpr": true_positive.tolist()}
+def log_probabilities(p: np.ndarray) -> np.ndarray:
+  """Probabilities as logits; 0 becomes log of the smallest float32, so that a loss stays finite."""
+  return np.log(np.maximum(p, 1e-38))

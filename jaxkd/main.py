@@ -15,8 +15,11 @@ from jaxkd.errors import JaxkdError, UserError, did_you_mean, is_out_of_memory
 COMMANDS = {
   "train": "train what the config says; the same command again resumes",
   "evaluate": "a checkpoint on the sealed test split",
+  "predict": "class probabilities of image files",
+  "analyze": "one checkpoint: curvature, attention, similarity, locality, saliency",
   "forensics": "compare checkpoints: curvature, attention, similarity; writes report.html",
   "study": "the whole experiment: teachers, matched students, seeds, statistics, report",
+  "report": "curves and tables from the metrics of one or several runs",
   "bank": "build, check or list feature banks of frozen teachers",
   "replay": "run the step again at which a run failed",
   "preview": "a picture grid of what student and teachers see",

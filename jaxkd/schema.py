@@ -401,6 +401,22 @@ ARM = {
   "terms": Each(TERM),
 }
 
+# Of `jaxkd.analysis.forensics.METRICS`, those that give numbers.
+METRICS = (
+  "hessian",
+  "heads",
+  "eigenvalues",
+  "landscape",
+  "attention",
+  "classes",
+  "cka",
+  "rbf",
+  "alignment",
+  "probes",
+  "locality",
+  "robustness",
+)
+
 STUDY = {
   **RUN,
   "study": {
@@ -413,5 +429,10 @@ STUDY = {
     "hessian_images": Field(100, "images of the fixed class-balanced sample", low=10),
     "probes": Field(30, "Hutchinson probes per model", low=2),
     "images": Field(256, "test images for attention and CKA", low=16),
+    "metrics": Field(
+      ("hessian", "attention", "cka"),
+      "analyses of the report's forensics; docs/forensics.md",
+      choices=METRICS,
+    ),
   },
 }

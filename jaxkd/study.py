@@ -20,12 +20,14 @@ from ml_collections import ConfigDict
 from jaxkd import checkpoint, data, evaluation, files, metrics, run_folder, subjects
 from jaxkd import config as configs
 from jaxkd.analysis import knn_accuracy, linear_probe
+from jaxkd.analysis.forensics import SCHEMA
 from jaxkd.data.sources import balanced_sample
-from jaxkd.forensics import examine, forensics
+from jaxkd.forensics import Budget, examine, forensics
 from jaxkd.study_statistics import summarize
 from jaxkd.train import train
 
 log = logging.getLogger("jaxkd")
+EXAMINED = ("hessian", "attention")  # of every student: what the statistics over seeds rest on
 
 
 def run_study(config: ConfigDict, folder: Path) -> dict[str, Any]:
@@ -183,7 +185,8 @@ def _examined(config: ConfigDict, path: Path) -> dict[str, Any]:
   test = data.load_test(config.data)
   sample = balanced_sample(test, min(config.study.hessian_images, len(test)))
   subject = subjects.as_subject(path.name, found)
-  entry = examine(subject, test, sample, images=config.study.images, probes=config.study.probes)
+  budget = {"images": min(config.study.images, len(test)), "probes": config.study.probes}
+  entry = examine(subject, test, sample, metrics=EXAMINED, **budget)
   steps = files.read_json(path / "DONE")["step"]
   files.write_json(file, {**entry, "settings": settings, "trained_steps": steps})
   return files.read_json(file)
@@ -196,21 +199,23 @@ def _forensics(config: ConfigDict, folder: Path) -> dict[str, Any]:
   members += [(o.label or n, teacher_folder(folder, n)) for n, o in config.study.teachers.items()]
   loaded = [(name, checkpoint.load(path)) for name, path in members]
   file = folder / "forensics" / "forensics.json"
-  if file.exists() and [m["digest"] for m in files.read_json(file)["models"]] == [
-    f.digest for _, f in loaded
-  ]:
+  if file.exists() and _is_of(files.read_json(file), [f.digest for _, f in loaded]):
     return files.read_json(file)
   first = subjects.run_config(loaded[0][1])
+  chosen = config.study
   forensics(
     [subjects.as_subject(name, found, first if i else None) for i, (name, found) in enumerate(loaded)],
     config,
     folder / "forensics",
-    images=config.study.images,
-    hessian_images=config.study.hessian_images,
-    probes=config.study.probes,
+    budget=Budget(tuple(chosen.metrics), chosen.images, chosen.hessian_images, chosen.probes),
     date=datetime.date.today().isoformat(),
   )
   return files.read_json(file)
+
+
+def _is_of(result: dict[str, Any], digests: list[str]) -> bool:
+  """Whether a forensics result is of these checkpoints, in this version's schema."""
+  return result["schema"] == SCHEMA and [m["digest"] for m in result["models"]] == digests
 
 
 def _curves(config: ConfigDict, folder: Path) -> dict[str, list[list[dict[str, float]]]]:

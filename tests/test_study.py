@@ -113,7 +113,7 @@ def test_evaluate_forensics_and_inspect_need_only_the_path(folder, capsys):
   evaluation = json.loads(next(Path(runs[0]).glob("eval/*.json")).read_text())
   report = evaluation["heads"]["cls"]
   total, right = sum(map(sum, report["confusion"])), sum(report["confusion"][i][i] for i in range(4))
-  assert report["accuracy"] == pytest.approx(right / total)
+  assert report["accuracy"]["value"] == pytest.approx(right / total)
   cnn = str(folder / "out" / "teachers" / "cnn")
   out = folder / "compared"
   options = ["--probes=2", "--hessian-images=4", "--images=16", "-o", str(out)]

@@ -1,45 +1,72 @@
-"""All analyses of one model, and the similarities between models, on the same images, as plain dicts.
+"""All analyses of one model, and what models have in common, on the same images, as plain dicts.
 
-The dicts follow the schema `jaxkd.forensics/1` that `jaxkd.report` documents and draws.
+The dicts follow the schema `jaxkd.forensics/2` that `jaxkd.report` documents and draws.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import logging
+from collections.abc import Collection, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxkd import evaluation
-from jaxkd.analysis import attention, hessian, similarity, statistics
+from jaxkd.analysis import alignment, examination, flatness, layers, statistics
+from jaxkd.analysis.examination import Subject, short
+from jaxkd.analysis.plain import plain
+from jaxkd.analysis.streaming import attends, layer_names
 from jaxkd.data import Split
-from jaxkd.errors import is_out_of_memory
-from jaxkd.teachers import normalize
 
-log = logging.getLogger("jaxkd")
-SCHEMA = "jaxkd.forensics/1"
-CHUNK = 50  # images whose gradient is linearised at once; the residuals stay in memory
+__all__ = [
+  "METRICS",
+  "SCHEMA",
+  "STANDARD",
+  "Observed",
+  "Subject",
+  "comparisons",
+  "examine",
+  "observe",
+  "similarities",
+]
+
+SCHEMA = "jaxkd.forensics/2"
+
+METRICS = {
+  "hessian": "trace of the loss's Hessian, whole, by block and by layer type",
+  "heads": "the Hessian's trace by attention head",
+  "eigenvalues": "the Hessian's largest eigenvalues and the density of all",
+  "landscape": "the loss along eigenvectors and random directions; sharpness; Gauss-Newton trace",
+  "attention": "distance, entropy and cls statistics by layer and head, and of the rollout",
+  "classes": "attention distance by class",
+  "cka": "debiased linear CKA between layers, inside each model and between models",
+  "rbf": "the same with the RBF kernel",
+  "alignment": "Procrustes similarity and mutual nearest neighbours between layers",
+  "probes": "k-NN and linear-probe accuracy of every layer",
+  "locality": "effective receptive field and Fourier spectrum of every layer",
+  "robustness": "accuracy with shuffled and with hidden patches; cue conflict on synthetic_shapes",
+  "saliency": "pictures: Grad-CAM, attention rollout, gradient-weighted attention",
+  "features": "pictures: feature maps of a first, a middle and the last layer",
+}
+STANDARD = ("hessian", "attention", "cka", "locality", "saliency")
+PAIRS = ("cka", "rbf", "alignment")  # those that look at two models at once
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
-  """A model under examination, built in float32 with XLA attention. `about` is copied into its entry."""
+class Observed:
+  """The entry of one model, and the values by image or by probe on which paired comparisons rest."""
 
-  name: str
-  model: nn.Module
-  variables: Any
-  mean: tuple[float, ...]
-  std: tuple[float, ...]
-  about: dict[str, Any]
+  entry: dict[str, Any]
+  values: dict[str, np.ndarray]
 
 
-def examine(
+def examine(subject: Subject, test: Split, sample: Split, **options: Any) -> dict[str, Any]:
+  """The entry of one model; see `observe`."""
+  return observe(subject, test, sample, **options).entry
+
+
+def observe(
   subject: Subject,
   test: Split,
   sample: Split,
@@ -47,154 +74,140 @@ def examine(
   images: int,
   probes: int,
   key: jax.Array,
+  metrics: Collection[str] = ("hessian", "attention"),
+  train: Split | None = None,
   batch_size: int = 256,
-) -> dict[str, Any]:
-  """The entry of one model: accuracy on `test`, curvature on `sample`, attention on the first `images` of `test`.
+) -> Observed:
+  """Accuracy of one model on `test`, and what `metrics` names.
 
-  Curvature and accuracy are None for a model without a classifier, attention for one without attention.
+  Curvature is taken on `sample`, everything else on the first `images` of `test`; `train` is for `probes` only. What
+  a model has nothing of (curvature without a classifier, attention of a CNN) is None.
+
+  Raises:
+    ValueError: an unknown metric, or `probes` without `train`.
   """
-  classifies = bool(subject.about["num_classes"])
-  return {
+  if unknown := [m for m in metrics if m not in METRICS]:
+    raise ValueError(f"unknown metric '{unknown[0]}'; known: {', '.join(METRICS)}")
+  part, values = test.images[:images], {}
+  entry: dict[str, Any] = {
     "name": subject.name,
     **{k: v for k, v in subject.about.items() if k != "num_classes"},
     "parameters": sum(x.size for x in jax.tree.leaves(subject.variables["params"])),
     "special_tokens": subject.model.special_tokens,
-    "grid": list(subject.model.grid) if _attends(subject.model) else None,
-    "accuracy": _accuracy(subject, test, batch_size) if classifies else {},
-    "hessian": _hessian(subject, sample, probes, key) if classifies else None,
-    "attention": _attention(subject, test.images[:images], batch_size) if _attends(subject.model) else None,
+    "grid": list(subject.grid) if attends(subject.model) else None,
+    "accuracy": {},
+    "hessian": None,
+    "attention": None,
   }
+  if subject.classifies:
+    entry["accuracy"], values["accuracy_cls"] = _accuracy(subject, test, batch_size)
+  if subject.classifies and set(metrics) & set(flatness.PARTS):
+    entry |= flatness.examined(subject, sample, metrics, probes=probes, key=key)
+    values |= {"hessian_trace": v} if (v := entry.pop("probe_values", None)) is not None else {}
+  if {"attention", "classes"} & set(metrics) and attends(subject.model):
+    by_class = "classes" in metrics
+    entry["attention"], values["mean_distance"] = examination.attention(
+      subject, test, images, key=key, by_class=by_class
+    )
+  if "locality" in metrics:
+    entry["receptive_field"] = examination.receptive(subject, part, key=key)
+    entry["spectrum"] = examination.fourier(subject, part, key=key)
+  if "robustness" in metrics:
+    entry["robustness"] = examination.disturbed(subject, test, images, key=key)
+  if "probes" in metrics:
+    if train is None:
+      raise ValueError("probes of layers need training images")
+    entry["probes"] = examination.probed(subject, train, test)
+  return Observed(entry, values)
 
 
-def _attends(model: nn.Module) -> bool:
-  return model.special_tokens > 0
-
-
-def _accuracy(subject: Subject, test: Split, batch_size: int) -> dict[str, dict[str, float]]:
+def _accuracy(subject: Subject, test: Split, batch_size: int) -> tuple[dict[str, Any], np.ndarray]:
+  """Accuracy of every head with Wilson's interval, and which images the cls head gets right, [n] of 0 and 1."""
+  seen = Split(subject.levels(test.images[:]), test.labels)
   logits = evaluation.head_logits(
-    subject.model, subject.variables, test, mean=subject.mean, std=subject.std, batch_size=batch_size
+    subject.model, subject.variables, seen, mean=subject.mean, std=subject.std, batch_size=batch_size
   )
+  right = {head: z.argmax(1) == test.labels for head, z in logits.items()}
   out = {}
-  for head, z in logits.items():
-    interval = statistics.wilson(int((z.argmax(1) == test.labels).sum()), len(test))
+  for head, hits in right.items():
+    interval = statistics.wilson(int(hits.sum()), len(test))
     out[head] = {"value": interval.mean, "low": interval.low, "high": interval.high}
+  return out, right["cls"].astype(np.float64)
+
+
+def similarities(
+  subjects: Sequence[Subject], images: np.ndarray, *, kernels: Sequence[str] = ("linear",)
+) -> list[dict[str, Any]]:
+  """Debiased minibatch CKA, layer by layer, of every model with itself and with every other one, for each kernel."""
+  seen = [s.shown(images) for s in subjects]
+  out = []
+  for kernel in kernels:
+    for i, a in enumerate(subjects):
+      for j in range(i, len(subjects)):
+        found = layers.model_cka(seen[i], None if i == j else seen[j], kernel=kernel)
+        batches = f"{found.batches} batches" if found.batches > 1 else "one batch"
+        out.append(
+          {
+            **_pair(a, subjects[j]),
+            "matrix": plain(found.value),
+            "stderr": plain(found.stderr),
+            "kernel": kernel,
+            "images": len(images),
+            "estimator": f"debiased {kernel}, {batches}, flattened patch tokens, one row per image",
+          }
+        )
   return out
 
 
-@functools.cache
-def _cls_loss(model: nn.Module):
-  """Cross entropy of the cls logits on hard labels, no smoothing, evaluation mode (spec 6)."""
-
-  def loss(params, batch):
-    _, taps = model.apply({"params": params, **batch["stats"]}, batch["images"], train=False)
-    return optax.losses.softmax_cross_entropy_with_integer_labels(taps["logits/cls"], batch["labels"]).mean()
-
-  return loss
-
-
-def _hessian(subject: Subject, sample: Split, probes: int, key: jax.Array) -> dict[str, Any]:
-  params = subject.variables["params"]
-  stats = {k: v for k, v in subject.variables.items() if k != "params"}
-  images = normalize(sample.images.astype(np.float32) / 255, subject.mean, subject.std)
-  loss = _cls_loss(subject.model)
-  for size in _chunks(len(sample)):
-    batches = [
-      {"images": images[i : i + size], "labels": sample.labels[i : i + size], "stats": stats}
-      for i in range(0, len(sample), size)
-    ]
-    try:
-      estimate = hessian.hessian_trace(loss, params, batches, key=key, probes=probes)
-      break
-    except RuntimeError as e:
-      if size == 1 or not is_out_of_memory(e):
-        raise
-      log.warning("%s: out of device memory with %d images at once; trying fewer", subject.name, size)
-  return {
-    "trace": estimate.mean,
-    "stderr": estimate.stderr,
-    "probes": estimate.probes,
-    "images": len(sample),
-    "loss": float(np.mean([jax.jit(loss)(params, b) for b in batches])),
-    "per_block": {name: list(pair) for name, pair in estimate.per_block.items()},
-  }
-
-
-def _chunks(images: int) -> list[int]:
-  """Numbers of images to linearise at once: the largest divisor of `images` up to CHUNK, then at most half of the one
-  before, down to 1. Equal chunks make the mean over chunks the mean over images."""
-  sizes = [max(d for d in range(1, min(CHUNK, images) + 1) if images % d == 0)]
-  while sizes[-1] > 1:
-    sizes.append(max(d for d in range(1, sizes[-1] // 2 + 1) if images % d == 0))
-  return sizes
-
-
-@functools.partial(jax.jit, static_argnames=("model", "mean", "std"))
-def _attention_statistics(model: nn.Module, variables, images, mean, std) -> dict[str, jax.Array]:
-  x = normalize(images.astype(jnp.float32) / 255, mean, std)
-  _, taps = model.apply(variables, x, train=False, want=("attn",))
-  maps = jnp.stack([taps[f"block{i:02d}/attn"] for i in range(model.num_layers)])
-  return attention.attention_statistics(maps, model.grid, model.special_tokens, reduce=None)
-
-
-def _attention(subject: Subject, images: np.ndarray, batch_size: int) -> dict[str, Any]:
-  parts = [
-    jax.device_get(_attention_statistics(subject.model, subject.variables, part, subject.mean, subject.std))
-    for part in np.array_split(images, -(-len(images) // batch_size))
+def alignments(subjects: Sequence[Subject], images: np.ndarray, *, k: int = 10) -> list[dict[str, Any]]:
+  """Procrustes similarity and the share of mutual nearest neighbours of every two models' pooled layers."""
+  rows = [list(layers.layer_rows(s.shown(images), pooled=True).values()) for s in subjects]
+  return [
+    {
+      **_pair(a, subjects[j]),
+      "procrustes": plain(alignment.procrustes_matrix(rows[i], rows[j])),
+      "mutual_knn": plain(alignment.mutual_knn_matrix(rows[i], rows[j], k=k)),
+      "k": k,
+      "images": len(images),
+    }
+    for i, a in enumerate(subjects)
+    for j in range(i + 1, len(subjects))
   ]
-  per_image = {k: np.concatenate([p[k] for p in parts], axis=1) for k in parts[0]}  # [l b h]
-  uniform = attention.uniform_distance(subject.model.grid)
-  distance = per_image["mean_distance"]
-  collapsed = distance.mean(1) < attention.COLLAPSED * uniform
-  layer = distance.mean(2)  # [l b]
+
+
+def _pair(a: Subject, b: Subject) -> dict[str, Any]:
   return {
-    "images": len(images),
-    "uniform_distance": uniform,
-    **{k: v.mean(1).tolist() for k, v in per_image.items() if k != "collapsed"},
-    "collapsed": collapsed.tolist(),
-    "layer_distance": {
-      "mean": layer.mean(1).tolist(),
-      "stderr": (layer.std(1, ddof=1) / np.sqrt(layer.shape[1])).tolist(),
-    },
+    "a": a.name,
+    "b": b.name,
+    "layers_a": [short(n) for n in layer_names(a.model)],
+    "layers_b": [short(n) for n in layer_names(b.model)],
   }
 
 
-def layer_features(subject: Subject, images: np.ndarray, batch_size: int = 256) -> dict[str, np.ndarray]:
-  """Patch tokens or maps of every layer, flattened per image: {layer: [n d] float32}."""
-  prefix, count = (
-    ("block{:02d}/tokens", "num_layers") if _attends(subject.model) else ("stage{}", "num_layers")
-  )
-  names = tuple(prefix.format(i) for i in range(getattr(subject.model, count)))
-  taps = evaluation.collect(
-    subject.model,
-    subject.variables,
-    images,
-    names=names,
-    mean=subject.mean,
-    std=subject.std,
-    batch_size=batch_size,
-  )
-  special = subject.model.special_tokens
-  return {
-    n: (x[:, special:] if x.ndim == 3 else x).reshape(len(x), -1).astype(np.float32) for n, x in taps.items()
-  }
+def comparisons(observed: Sequence[Observed]) -> list[dict[str, Any]]:
+  """Every model against the first, paired by image (accuracy, attention distance) or by probe (Hessian trace), with
+  t intervals at the level that Holm's procedure gives each over all of them.
+
+  They cover the choice of images and probes for these checkpoints, and say nothing of other training runs. Attention
+  distances of different grids are not compared.
+  """
+  first = observed[0]
+  values: dict[str, dict[str, dict[int, float]]] = {}
+  pairs = []
+  for other in observed[1:]:
+    for metric, mine in first.values.items():
+      theirs = other.values.get(metric)
+      if theirs is None or len(theirs) != len(mine) or len(mine) < 2 or not _comparable(metric, first, other):
+        continue
+      for one, data in ((first, mine), (other, theirs)):
+        values.setdefault(metric, {})[one.entry["name"]] = dict(enumerate(data.tolist()))
+      pairs.append((metric, first.entry["name"], other.entry["name"]))
+  if not pairs:
+    return []
+  found = statistics.compare(values, pairs)
+  fields = ("metric", "a", "b", "low", "high", "level", "p", "p_holm", "n")
+  return [plain({"difference": c.difference, **{k: getattr(c, k) for k in fields}}) for c in found]
 
 
-def similarities(subjects: list[Subject], images: np.ndarray) -> list[dict[str, Any]]:
-  """Debiased linear CKA, layer by layer, of every model with itself and with every other one."""
-  features = {s.name: layer_features(s, images) for s in subjects}
-  names = list(features)
-  return [_similarity(a, b, features, len(images)) for i, a in enumerate(names) for b in names[i:]]
-
-
-def _similarity(a: str, b: str, features: dict[str, dict[str, np.ndarray]], images: int) -> dict[str, Any]:
-  first, second = list(features[a].values()), list(features[b].values())
-  matrix = similarity.cka_matrix(first, first if a == b else second)
-  return {
-    "a": a,
-    "b": b,
-    "layers_a": [n.removesuffix("/tokens") for n in features[a]],
-    "layers_b": [n.removesuffix("/tokens") for n in features[b]],
-    "matrix": np.asarray(matrix).tolist(),
-    "images": images,
-    "estimator": "debiased linear, flattened patch tokens, one row per image",
-  }
+def _comparable(metric: str, a: Observed, b: Observed) -> bool:
+  return metric != "mean_distance" or a.entry["grid"] == b.entry["grid"]

@@ -1,6 +1,6 @@
 """The layers of models compared in one pass over images, and what each layer knows of the classes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from jaxkd.analysis.similarity import (
   squared_bandwidths,
 )
 from jaxkd.analysis.statistics import Interval, wilson
-from jaxkd.analysis.streaming import layer_names, map_batches, spatial_taps
+from jaxkd.analysis.streaming import layer_names, map_batches, spatial_taps, spread
 
 
 class Shown(NamedTuple):
@@ -127,7 +127,7 @@ def _batch_rows(
   a: Shown, b: Shown | None, index: np.ndarray, **options: Any
 ) -> tuple[list[Array], list[Array]]:
   def side(shown: Shown) -> list[Array]:
-    rows = _rows(shown.model, shown.variables, shown.images[index[0] : index[-1] + 1], **options)
+    rows = _rows(shown.model, shown.variables, spread(shown.images[index[0] : index[-1] + 1]), **options)
     return [rows[name] for name in layer_names(shown.model)]
 
   first = side(a)
@@ -141,9 +141,9 @@ def _bandwidths(rows: Callable[..., Any], batches: list[np.ndarray]) -> tuple[Ar
 
 
 def layer_probes(
-  train: dict[str, Rows],
+  train: Mapping[str, Rows],
   train_labels: Int[np.ndarray, " n"],
-  test: dict[str, Rows],
+  test: Mapping[str, Rows],
   test_labels: Int[np.ndarray, " m"],
   *,
   k: int = 20,

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 
@@ -27,7 +28,7 @@ def map_batches(function: Callable[..., Any], *arrays: Array | np.ndarray, batch
   for start in range(0, count, size):
     first = min(start, count - size)
     whole = size == count  # an array that lies on several devices stays as it is
-    dispatched = function(*(arrays if whole else [a[first : first + size] for a in arrays]))
+    dispatched = function(*spread(arrays if whole else [a[first : first + size] for a in arrays]))
     done += [_fetch(*running)] if running else []
     running = (dispatched, start - first)
   done += [_fetch(*running)] if running else []
@@ -36,6 +37,17 @@ def map_batches(function: Callable[..., Any], *arrays: Array | np.ndarray, batch
 
 def _fetch(result: Any, skip: int) -> Any:
   return jax.tree.map(lambda x: np.asarray(x)[skip:], result)
+
+
+def spread(tree: Any) -> Any:
+  """Host arrays [b ...] split over this process's devices by their first axis; as they are where there is one device,
+  where `b` is no multiple of the devices, or where an array lies on devices already."""
+  devices = jax.local_devices()
+  rows = {len(x) for x in jax.tree.leaves(tree)}
+  if len(devices) == 1 or any(n % len(devices) for n in rows):
+    return tree
+  sharding = NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
+  return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.device_put(x, sharding), tree)
 
 
 def attends(model: nn.Module) -> bool:

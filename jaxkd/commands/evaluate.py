@@ -1,9 +1,13 @@
-"""Evaluates a checkpoint on the sealed test split: accuracy, top-k, macro F1, confusion matrix, ROC; with and without
-test-time augmentation."""
+"""Evaluates a checkpoint on the sealed test split: accuracy, top-k, macro scores, AUC, calibration, confusions, ROC,
+most confident mistakes; every head, with intervals; with and without test-time augmentation. Writes JSON, figures and
+report.html."""
 
 from __future__ import annotations
 
 import argparse
+import csv
+import datetime
+import io
 from pathlib import Path
 
 from jaxkd.commands import add_download, parse
@@ -19,7 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="N",
     help="also average the probabilities over the original and N views augmented as in training",
   )
-  parser.add_argument("-o", "--out", default="", help="folder of the JSON and figures (default: <run>/eval)")
+  parser.add_argument(
+    "-n", "--name", default="", help="name of the model in the report (default: its folder's)"
+  )
+  parser.add_argument("--mistakes", type=int, default=16, help="most confident mistakes shown (default: 16)")
+  parser.add_argument("-o", "--out", default="", help="folder of everything written (default: <run>/eval)")
   add_download(parser)
 
 
@@ -29,45 +37,70 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     raise UserError("a checkpoint brings its own config; --config.* has no effect", "leave it out")
   if args.tta < 0:
     raise UserError(f"--tta {args.tta} is not a number of views", "e.g. --tta 8")
+  if args.mistakes < 0:
+    raise UserError(f"--mistakes {args.mistakes} is not a number of images", "e.g. --mistakes 16")
 
-  import numpy as np
   from rich.console import Console
 
-  from jaxkd import checkpoint, data, evaluation, files, report, subjects
-  from jaxkd.data.augment import changes_images
+  from jaxkd import checkpoint, data, evaluation, files, forensics, report, subjects
+  from jaxkd.classification import classification_report, confident_mistakes
 
   found = checkpoint.load(args.checkpoint)
-  if not found.meta["num_classes"]:
-    raise UserError(
-      f"{args.checkpoint} has no classifier to evaluate", "use forensics, or study for its features"
-    )
+  subject = subjects.classifier(args.name or run_name(args.checkpoint), found)
   config = subjects.run_config(found)
   config.data.download |= args.download
-  subject = subjects.as_subject(Path(args.checkpoint).name, found)
-  augment, views = config.data.augment.to_dict(), config.data.views.to_dict()
-  if args.tta and not changes_images(augment, views):
-    raise UserError(
-      f"{args.checkpoint} was trained without augmentation: all its views are the same", "leave out --tta"
-    )
+  augmented = subjects.augmentation(args.checkpoint, config) if args.tta else {}
   test = data.load_test(config.data)
   names = tuple(found.meta["class_names"])
   options = {"mean": subject.mean, "std": subject.std, "batch_size": config.eval.batch_size}
   logits = evaluation.head_logits(subject.model, subject.variables, test, **options)
-  heads = {head: evaluation.classification_report(z, test.labels, names) for head, z in logits.items()}
-  about = {"checkpoint": str(found.path), "step": found.step, "digest": found.digest, "split": "test"}
-  result = {"schema": "jaxkd.evaluation/1", **about, "data": config.data.name, "heads": heads}
+  result = {
+    "schema": "jaxkd.evaluation/2",
+    **forensics.context(datetime.date.today().isoformat()),
+    "name": subject.name,
+    "checkpoint": str(found.path),
+    "model": subject.about["model"],
+    "step": found.step,
+    "digest": found.digest,
+    "split": "test",
+    "data": config.data.name,
+    "heads": {head: classification_report(z, test.labels, names) for head, z in logits.items()},
+    "mistakes": confident_mistakes(logits["cls"], test.labels, args.mistakes),
+  }
   if args.tta:
     averaged = evaluation.augmented_probabilities(
-      subject.model, subject.variables, test.images, count=args.tta, augment=augment, views=views, **options
+      subject.model, subject.variables, test.images, count=args.tta, **augmented, **options
     )
-    logs = {head: np.log(np.maximum(p, 1e-38)) for head, p in averaged.items()}
-    reports = {head: evaluation.classification_report(z, test.labels, names) for head, z in logs.items()}
+    logs = {head: evaluation.log_probabilities(p) for head, p in averaged.items()}
+    reports = {head: classification_report(z, test.labels, names) for head, z in logs.items()}
     result["tta"] = {"views": args.tta, "heads": reports}
   out = Path(args.out) if args.out else found.path.parent.parent / "eval"
   files.write_json(out / f"evaluation_{found.step}.json", result)
-  report.evaluation_figures(result, out)
+  files.write_text(out / f"predictions_{found.step}.csv", predictions(logits["cls"], test.labels, names))
+  pictures = [test.images[m["index"]] / 255 for m in result["mistakes"]]
+  page = report.evaluation_report(result, out, pictures=pictures)
   Console().print(report.evaluation_table(result))
   if args.tta:
     Console().print(report.evaluation_table(result, averaged=True))
-  print(f"written: {out}/evaluation_{found.step}.json")
+  print(f"written: {out}/evaluation_{found.step}.json\nreport: {page}")
   return 0
+
+
+def run_name(path: str) -> str:
+  """`runs/a`, `runs/a/checkpoints` and `runs/a/checkpoints/30` are all `a`."""
+  found = Path(path).absolute()
+  parts = found.parts[: found.parts.index("checkpoints")] if "checkpoints" in found.parts else found.parts
+  return parts[-1]
+
+
+def predictions(logits, labels, names: tuple[str, ...]) -> str:
+  """Every image of the split, as CSV: what it is, what it was taken for, with which probability."""
+  from jaxkd.classification import probabilities
+
+  p = probabilities(logits)
+  text = io.StringIO()
+  rows = csv.writer(text, lineterminator="\n")
+  rows.writerow(("index", "true", "predicted", "confidence", "probability_of_true"))
+  for i, (label, guess) in enumerate(zip(labels, p.argmax(1), strict=True)):
+    rows.writerow((i, names[label], names[guess], f"{p[i, guess]:.6f}", f"{p[i, label]:.6f}"))
+  return text.getvalue()

@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
-from jaxkd import config as configs
 from jaxkd.commands import add_download, load_config, parse
 from jaxkd.errors import UserError
 
@@ -31,27 +28,16 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
   scores = {k: v for k, v in result.best["metrics"].items() if k.startswith("validation/")}
   print(f"done: step {result.step}, best step {result.best['step']} in {result.folder}")
   print("  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
-  path, warnings = _report(config, folder)
+  path, warnings = _report(folder)
   for message in warnings:
     print(f"warning: {message}")
   print(f"report: {path}")
   return 0
 
 
-def _report(config: ConfigDict, folder: Path) -> tuple[Path, list[str]]:
+def _report(folder: Path) -> tuple[Path, list[str]]:
   """The page of one run (curves from its metrics.jsonl, config, environment), and what is wrong with its terms."""
-  from jaxkd import diagnosis, files, metrics, report
+  from jaxkd import report, run_record
 
-  environment = files.read_json(folder / "env.json")
-  run = {
-    "schema": "jaxkd.training/1",
-    "name": folder.name,
-    "date": environment["date"],
-    "command": (folder / "command.txt").read_text().strip(),
-    "hardware": environment["hardware"],
-    "versions": {k: environment[k] for k in ("jaxkd", "python", "jax", "flax", "optax")},
-    "config": configs.flat(config),
-    "rows": (rows := metrics.read(folder / "metrics.jsonl")),
-    "warnings": diagnosis.last_warnings(rows),
-  }
+  run = run_record.read(folder)
   return report.training_report(run, folder), run["warnings"]

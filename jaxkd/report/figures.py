@@ -319,7 +319,10 @@ def cka_panels(result: Mapping[str, Any]) -> Iterator[Panel]:
       value_name="CKA",
     )
     title = f"Similarity inside {a}" if a == b else f"Similarity of {a} and {b}"
-    yield Panel(f"cka_{files[a]}__{files[b]}", title, read, _cka_finding(entry), figure)
+    key, kernel = f"cka_{files[a]}__{files[b]}", entry.get("kernel", "linear")
+    if kernel != "linear":
+      key, title = f"{key}__{kernel}", f"{title} ({kernel.upper()} kernel)"
+    yield Panel(key, title, read, _cka_finding(entry), figure)
 
 
 def _cka_finding(entry: Mapping[str, Any]) -> str:
@@ -404,7 +407,7 @@ def forensics_panels(result: Mapping[str, Any], marks: Marks) -> dict[str, list[
   ]
   curvature = [hessian_trace(result, marks), hessian_per_block(result, marks)]
   similarity = list(cka_panels(result))
-  own = {f"cka_{s}__{s}" for s in slugs([m["name"] for m in result["models"]])}
+  own = {f"cka_{s}__{s}{k}" for s in slugs([m["name"] for m in result["models"]]) for k in ("", "__rbf")}
   return {
     "overview": [p for p in [accuracy(result, marks)] if p],
     "attention": [p for p in attention if p],

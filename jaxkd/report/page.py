@@ -7,12 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from rich.table import Table as ConsoleTable
 
-from jaxkd.report import figures, study_figures, tables
+from jaxkd.report import (
+  curvature_figures,
+  evaluation,
+  evidence_figures,
+  exports,
+  figures,
+  run_figures,
+  study_figures,
+  tables,
+)
 from jaxkd.report.figures import Marks, Panel, ranking
-from jaxkd.report.schemas import VERDICTS, check_forensics, check_study, check_training
+from jaxkd.report.schemas import VERDICTS, check_evaluation, check_forensics, check_study, check_training
 from jaxkd.report.style import Mark, marks, save
-from jaxkd.report.text import cleaned, finite, interval, listing, number, plural
+from jaxkd.report.text import clean, cleaned, finite, interval, listing, number, plural
 
 _LOADER = jinja2.PackageLoader("jaxkd.report", "templates")
 _ENVIRONMENT = jinja2.Environment(
@@ -58,11 +68,20 @@ def _sections(panels: Mapping[str, Sequence[Panel]], folder: Path) -> dict[str, 
   return {name: _drawn(items, folder) for name, items in panels.items()}
 
 
-def _forensics_context(result: Mapping[str, Any], styles: Marks, folder: Path) -> dict[str, Any]:
+def _forensics_context(
+  result: Mapping[str, Any], styles: Marks, folder: Path, pictures: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
   """What the forensics part of a page needs, on its own or inside a study's page."""
-  drawn = _sections(figures.forensics_panels(result, styles), folder)
+  panels = figures.forensics_panels(result, styles)
+  more = evidence_figures.evidence_panels(result, styles, pictures or {})
+  panels = {key: [*panels.get(key, ()), *more.get(key, ())] for key in dict.fromkeys([*panels, *more])}
+  drawn = _sections(panels, folder)
   save(figures.summary(result, styles), folder / "summary")
-  optional = [tables.differences_table(result, styles), tables.heads_table(result, styles)]
+  optional = [
+    tables.comparisons_of_models(result, styles),
+    curvature_figures.sharpness_table(result, styles),
+    tables.heads_table(result, styles),
+  ]
   return dict(
     result=result,
     figures=drawn,
@@ -71,24 +90,63 @@ def _forensics_context(result: Mapping[str, Any], styles: Marks, folder: Path) -
     models=tables.models_table(result, styles),
     extra=[t for t in optional if t],
     sources=tables.sources_table(result, styles),
+    differs=tables.differences_table(result, styles),
+    settings=tables.pairs_table("Analyses", result.get("settings") or {}),
   )
 
 
-def forensics_report(result: Mapping[str, Any], out_dir: Path) -> Path:
-  """Draws a forensics result (`jaxkd.forensics/1`) as `out_dir/report.html` and `out_dir/figures/`.
+def forensics_report(
+  result: Mapping[str, Any], out_dir: Path, *, pictures: Mapping[str, Any] | None = None
+) -> Path:
+  """Draws a forensics result (`jaxkd.forensics/2`) as `out_dir/report.html` and `out_dir/figures/`.
 
-  Every figure is written as SVG, PNG and PDF. Returns the page's path. Raises ValueError, before anything
-  is written, for a result that does not follow the schema.
+  Every figure is written as SVG, PNG and PDF. Returns the page's path.
+
+  Args:
+    pictures: images in [0, 1] with heat maps and feature maps by model, as `jaxkd.forensics.forensics` gives them.
+
+  Raises ValueError, before anything is written, for a result that does not follow the schema.
   """
   check_forensics(result)
   result = cleaned(result)
   check_forensics(result)  # cleaning could have made two names equal
   out_dir = Path(out_dir)
   styles = marks(m["name"] for m in result["models"])
-  context = _forensics_context(result, styles, out_dir / "figures")
+  context = _forensics_context(result, styles, out_dir / "figures", _named(pictures or {}))
   names = listing(m["name"] for m in result["models"])
   heading = names if len(names) < 64 else f"{len(result['models'])} models compared"
-  return _write("forensics.html.j2", out_dir, heading=heading, forensics=context, **_frame(result))
+  table = tables.hypotheses_table()
+  return _write(
+    "forensics.html.j2", out_dir, heading=heading, forensics=context, hypotheses=table, **_frame(result)
+  )
+
+
+def _named(pictures: Mapping[str, Any]) -> dict[str, Any]:
+  """Pictures under the cleaned names of their models."""
+  by_model = {
+    k: {clean(n): v for n, v in pictures[k].items()} for k in ("saliency", "features") if k in pictures
+  }
+  return {**pictures, **by_model}
+
+
+def forensics_exports(result: Mapping[str, Any]) -> dict[str, str]:
+  """The tables of a forensics result as files: CSV in full precision, LaTeX as on the page."""
+  result = cleaned(result)
+  styles = marks(m["name"] for m in result["models"])
+  shown = {
+    "models.tex": tables.models_table(result, styles),
+    "differences.tex": tables.comparisons_of_models(result, styles),
+  }
+  return {
+    **exports.forensics_csv(result),
+    **{name: exports.latex_text(table) for name, table in shown.items() if table},
+  }
+
+
+def forensics_console_table(result: Mapping[str, Any]) -> ConsoleTable:
+  """The main numbers of every model for a terminal."""
+  result = cleaned(result)
+  return tables.for_console(tables.models_table(result, marks(m["name"] for m in result["models"])))
 
 
 def _frame(source: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,20 +217,84 @@ def training_report(run: Mapping[str, Any], out_dir: Path) -> Path:
   Raises ValueError, before anything is written, for a run that does not follow the schema.
   """
   check_training(run)
-  run, out_dir = cleaned(run), Path(out_dir)
-  styles: dict[str, Mark] = marks([run["name"]])
-  drawn = _drawn(study_figures.training_panels(run, styles), out_dir / "figures")
-  config = tables.pairs_table("Configuration", study_figures.flattened(run.get("config") or {}))
-  steps = [row["step"] for row in run["rows"]]
+  return runs_report([run], out_dir, command=run.get("command") or "")
+
+
+def runs_report(runs: Sequence[Mapping[str, Any]], out_dir: Path, *, command: str) -> Path:
+  """Draws training runs (`jaxkd.training/1`, different names) over each other; see `training_report`.
+
+  Args:
+    command: what made the page; of a single run, what made the run.
+  """
+  for run in runs:
+    check_training(run)
+  runs, out_dir = cleaned(list(runs)), Path(out_dir)
+  styles: dict[str, Mark] = marks(run["name"] for run in runs)
+  several = len(runs) > 1
+  config = {} if several else run_figures.flattened(runs[0].get("config") or {})
+  prefix = (lambda r: f"{r['name']}: ") if several else (lambda r: "")
   return _write(
     "training.html.j2",
     out_dir,
-    run=run,
-    steps=(min(steps), max(steps)),
-    figures=drawn,
-    config=config,
-    values=tables.run_table(run),
-    **_frame(run),
+    heading=f"{len(runs)} training runs compared" if several else f"Training run {runs[0]['name']}",
+    runs=runs,
+    warnings=[prefix(r) + w for r in runs for w in r.get("warnings") or ()],
+    legend=list(styles.items()),
+    compared=run_figures.runs_table(runs, styles) if several else None,
+    settings=run_figures.settings_table(runs, styles),
+    figures=_drawn(run_figures.run_panels(runs, styles), out_dir / "figures"),
+    values=[run_figures.run_table(r) for r in runs],
+    config=tables.pairs_table("Configuration", config),
+    **_frame({**runs[0], "command": command}),
+  )
+
+
+def runs_exports(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  """The table of the runs as files: name -> text."""
+  styles = marks(clean(run["name"]) for run in runs)
+  numbers = [run_figures.run_numbers(run) for run in cleaned(list(runs))]
+  return {
+    "runs.csv": exports.csv_text(numbers, list(numbers[0])),
+    "runs.tex": exports.latex_text(run_figures.runs_table(cleaned(list(runs)), styles)),
+  }
+
+
+def runs_console_table(runs: Sequence[Mapping[str, Any]]) -> ConsoleTable:
+  """The table of the runs for a terminal."""
+  styles = marks(clean(run["name"]) for run in runs)
+  return tables.for_console(run_figures.runs_table(cleaned(list(runs)), styles))
+
+
+def evaluation_report(result: Mapping[str, Any], out_dir: Path, *, pictures: Sequence[Any] = ()) -> Path:
+  """Draws an evaluation (`jaxkd.evaluation/2`), files as in `forensics_report`; returns the page's path.
+
+  Args:
+    pictures: images [h w c] in [0, 1] of the first of `result["mistakes"]`, in order.
+
+  Raises ValueError, before anything is written, for a result that does not follow the schema.
+  """
+  check_evaluation(result)
+  result, out_dir = cleaned(result), Path(out_dir)
+  check_evaluation(result)
+  head = result["heads"][evaluation.PRIMARY]
+  tta = result.get("tta")
+  caption = f"Every head, each image with {tta['views']} augmented views" if tta else ""
+  return _write(
+    "evaluation.html.j2",
+    out_dir,
+    result=result,
+    examples=head["examples"],
+    classes=len(head["per_class"]),
+    findings=evaluation.evaluation_findings(result),
+    heads=evaluation.heads_table(result["heads"], "Every head in numbers"),
+    averaged=evaluation.heads_table(tta["heads"], caption) if tta else None,
+    figures=_drawn(evaluation.evaluation_panels(result, pictures), out_dir / "figures"),
+    confused=evaluation.confusions_table(head),
+    by_class=evaluation.classes_table(head),
+    source=tables.pairs_table(
+      "Checkpoint", {k: result[k] for k in ("checkpoint", "model", "step", "digest", "data", "split")}
+    ),
+    **_frame(result),
   )
 
 

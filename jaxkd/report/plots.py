@@ -71,7 +71,7 @@ def tick_text(value: float, position: int | None = None) -> str:
   return re.sub(r"e([+-])0*(\d+)", r"e\1\2", text).replace("-", "−")
 
 
-def _plain_ticks(axes: Axes, which: str = "both", *, count: int = 5, integer: bool = False) -> None:
+def plain_ticks(axes: Axes, which: str = "both", *, count: int = 5, integer: bool = False) -> None:
   for name in ("x", "y") if which == "both" else (which,):
     axis = getattr(axes, f"{name}axis")
     axis.set_major_locator(MaxNLocator(count, integer=integer, steps=[1, 2, 2.5, 5, 10]))
@@ -127,7 +127,7 @@ def rows(items: Sequence[Row], *, xlabel: str, guides: Sequence[Guide] = (), zer
   if zero:
     axes.axvline(0, color=INK, lw=1.1)
   axes.margins(x=0.06)
-  _plain_ticks(axes, "x")
+  plain_ticks(axes, "x")
   axes.yaxis.set_visible(False)
   axes.spines["left"].set_visible(False)
   axes.set_xlabel("\n".join(below), fontsize=SMALL, color=SOFT)
@@ -254,7 +254,7 @@ def finish_lines(
     axes.yaxis.set_major_formatter(FuncFormatter(tick_text))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda v, p: ""))
   else:
-    _plain_ticks(axes, "y")
+    plain_ticks(axes, "y")
     if floor is not None:
       top = axes.dataLim.y1
       axes.set_ylim(floor, floor + 1.08 * (top - floor) if top > floor else floor + 1)
@@ -264,7 +264,7 @@ def finish_lines(
     axes.set_xlim(-0.5, last + 0.5)
     axes.grid(axis="x", visible=False)
   else:
-    _plain_ticks(axes, "x")
+    plain_ticks(axes, "x")
   axes.set_xlabel(xlabel, fontsize=SMALL, color=SOFT)
   axes.set_title(
     "\n".join(wrap(ylabel, width * 72 - 40, SMALL, lines=2)), loc="left", fontsize=SMALL, color=SOFT
@@ -339,9 +339,11 @@ def parts(
   items: Sequence[tuple[str, Mark, Sequence[tuple[float | None, float | None]]]],
   *,
   xlabel: str,
+  zero: bool = True,
 ) -> Figure:
-  """Value and half-width per category (top to bottom) and model; models of a category are dodged."""
-  pitch = max(0.26, 0.085 * len(items) + 0.1)
+  """Value and half-width per category (top to bottom) and model; models of a category are dodged; `zero` marks 0."""
+  labels = [wrap(c, 88, SMALL, lines=2) for c in categories]
+  pitch = max(0.38 if any(len(text) > 1 for text in labels) else 0.26, 0.085 * len(items) + 0.1)
   figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
   axes = figure.add_subplot()
   for k, (_, mark, values) in enumerate(items):
@@ -361,12 +363,13 @@ def parts(
     )
   for k in range(1, len(categories)):
     axes.axhline(k - 0.5, color=RC["grid.color"], lw=0.8)
-  axes.axvline(0, color=SOFT, lw=1)
+  if zero:
+    axes.axvline(0, color=SOFT, lw=1)
   axes.set_ylim(len(categories) - 0.5, -0.5)
-  axes.set_yticks(range(len(categories)), [wrap(c, 88, SMALL, lines=1)[0] for c in categories])
+  axes.set_yticks(range(len(categories)), ["\n".join(text) for text in labels])
   axes.grid(axis="y", visible=False)
   axes.tick_params(axis="y", length=0)
-  _plain_ticks(axes, "x")
+  plain_ticks(axes, "x")
   axes.set_xlabel("\n".join(wrap(xlabel, WIDTH * 72 - 90, SMALL, lines=2)), fontsize=SMALL, color=SOFT)
   height = legend(figure, [(name, mark) for name, mark, _ in items], width=WIDTH)
   figure.set_size_inches(WIDTH, 0.75 + pitch * len(categories) + height)
@@ -381,7 +384,7 @@ def draw_points(axes: Axes, items: Sequence[Row], *, xlabel: str, width: float) 
   axes.set_yticks([])
   axes.spines["left"].set_visible(False)
   axes.margins(x=0.08)
-  _plain_ticks(axes, "x", count=4)
+  plain_ticks(axes, "x", count=4)
   axes.set_title(
     "\n".join(wrap(xlabel, width * 72 - 20, SIZE - 1, lines=2)), loc="left", fontsize=SMALL, color=SOFT
   )

@@ -4,7 +4,8 @@ lengths."""
 from collections.abc import Callable, Mapping
 from typing import Any
 
-FORENSICS, STUDY, TRAINING = "jaxkd.forensics/1", "jaxkd.study/1", "jaxkd.training/1"
+FORENSICS, STUDY, TRAINING = "jaxkd.forensics/2", "jaxkd.study/1", "jaxkd.training/1"
+EVALUATION = "jaxkd.evaluation/2"
 VERDICTS = ("supported", "contradicted", "undecided")
 
 Check = Callable[[Any, str], None]
@@ -110,6 +111,41 @@ _HESSIAN = _object(
   images=_number,
   loss=_optional(_number),
   per_block=_optional(_values(_pair)),
+  per_type=_optional(_values(_pair)),
+  per_head=_optional(_values(_pair)),
+)
+_EIGENVALUES = _object(
+  values=_list(_number, least=1),
+  errors=_list(_number, least=1),
+  negative_share=_pair,
+  density=_object(points=_list(_number), value=_list(_number)),
+)
+_BALL = _object(rho=_number, value=_number)
+_LANDSCAPE = _object(
+  steps=_list(_number, least=3),
+  plane=_MATRIX,
+  sharpness=_object(plain=_BALL, adaptive=_BALL),
+  ggn=_object(trace=_number, stderr=_number),
+)
+_BAND = _object(value=_list(_number), low=_list(_number), high=_list(_number))
+_DISTURBED = _list(_object(patch=_number, share=_number, value=_number, low=_number, high=_number), least=1)
+_FIELD = _object(
+  layers=_list(_text, least=1),
+  mean_distance=_BAND,
+  uniform_distance=_list(_number),
+  radius=_values(_list(_number)),
+  energy=_MATRIX,
+)
+_SPECTRUM = _object(
+  layers=_values(
+    _object(frequencies=_list(_number), value=_list(_number), low=_list(_number), high=_list(_number))
+  )
+)
+_PROBES = _object(
+  layers=_list(_text, least=1),
+  knn=_list(_INTERVAL, least=1),
+  linear=_list(_INTERVAL, least=1),
+  train_images=_number,
 )
 _MODEL = _object(
   name=_text,
@@ -122,6 +158,12 @@ _MODEL = _object(
   attention=_optional(_ATTENTION),
   digest=_optional(_text),
   step=_optional(_number),
+  eigenvalues=_optional(_EIGENVALUES),
+  landscape=_optional(_LANDSCAPE),
+  receptive_field=_optional(_FIELD),
+  spectrum=_optional(_SPECTRUM),
+  robustness=_optional(_object(shuffle=_DISTURBED, occlude=_DISTURBED)),
+  probes=_optional(_PROBES),
 )
 _CKA = _object(
   a=_text,
@@ -131,12 +173,29 @@ _CKA = _object(
   matrix=_MATRIX,
   images=_number,
   estimator=_text,
+  kernel=_text,
+)
+_ALIGNMENT = _object(
+  a=_text,
+  b=_text,
+  layers_a=_list(_text),
+  layers_b=_list(_text),
+  procrustes=_MATRIX,
+  mutual_knn=_MATRIX,
+  k=_number,
+  images=_number,
+)
+_DIFFERENCE = _object(
+  metric=_text, a=_text, b=_text, difference=_number, low=_number, high=_number, p_holm=_number, n=_number
 )
 _FORENSICS = _object(
   **_FRAME,
   data=_object(name=_text, split=_text, images=_number, classes=_number),
   models=_list(_MODEL, least=1),
   cka=_list(_CKA),
+  alignment=_optional(_list(_ALIGNMENT)),
+  comparisons=_optional(_list(_DIFFERENCE)),
+  settings=_optional(_mapping),
 )
 _METRIC = _object(
   key=_text, label=_text, unit=_text, scale=_number, digits=_number, higher_is=_optional(_text)
@@ -190,6 +249,48 @@ _TRAINING = _object(
   rows=_list(_object(step=_number), least=1),
   config=_optional(_mapping),
   **{key: _optional(check) for key, check in _FRAME.items()},
+)
+
+_CALIBRATION = _object(
+  ece=_number,
+  ece_adaptive=_number,
+  mean_confidence=_number,
+  ece_if_calibrated=_object(mean=_number, high=_number),
+  bins=_list(_object(low=_number, count=_number, confidence=_number, accuracy=_number), least=1),
+)
+_CLASS = _object(
+  precision=_INTERVAL,
+  recall=_optional(_INTERVAL),
+  f1=_number,
+  auc=_number,
+  examples=_number,
+  predicted=_number,
+)
+_HEAD = _object(
+  examples=_number,
+  accuracy=_INTERVAL,
+  top_k=_values(_INTERVAL),
+  loss=_INTERVAL,
+  brier=_INTERVAL,
+  macro=_object(precision=_INTERVAL, recall=_INTERVAL, f1=_INTERVAL, auc=_INTERVAL),
+  per_class=_values(_CLASS),
+  confusion=_MATRIX,
+  roc=_values(_object(auc=_number, fpr=_list(_number), tpr=_list(_number))),
+  calibration=_CALIBRATION,
+)
+_HEADS = _values(_HEAD)
+_EVALUATION = _object(
+  **_FRAME,
+  name=_text,
+  checkpoint=_text,
+  model=_text,
+  digest=_text,
+  step=_number,
+  data=_text,
+  split=_text,
+  heads=_HEADS,
+  mistakes=_list(_object(index=_number, true=_number, predicted=_number, confidence=_number)),
+  tta=_optional(_object(views=_number, heads=_HEADS)),
 )
 
 
@@ -260,3 +361,14 @@ def check_study(study: Any) -> None:
 def check_training(run: Any) -> None:
   """Raises ValueError naming the first entry of a training run that cannot be drawn."""
   _open(run, TRAINING, _TRAINING, "run")
+
+
+def check_evaluation(result: Any) -> None:
+  """Raises ValueError naming the first entry of an evaluation that cannot be drawn."""
+  _open(result, EVALUATION, _EVALUATION, "evaluation")
+  for where in [result, *([result["tta"]] if result.get("tta") else [])]:
+    if "cls" not in where["heads"]:
+      _fail("evaluation.heads", list(where["heads"]), "a cls head")
+    for name, head in where["heads"].items():
+      if len(head["confusion"]) != len(head["per_class"]):
+        _fail(f"evaluation.heads.{name}.confusion", head["confusion"], f"{len(head['per_class'])} rows")

@@ -1,6 +1,6 @@
-"""The figures of a study over seeds and of a single training run."""
+"""The figures of a study over seeds."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -27,14 +27,6 @@ CURVES = (
     "Accuracy on the validation images, from which the checkpoints are chosen; the test images play no part.",
   ),
 )
-RUN_VALUES = {
-  "loss": ("total loss", "Sum of all terms, each times its weight, on the training images; lower is better."),
-  "validation/accuracy_cls": (
-    "validation accuracy (%)",
-    "Accuracy on the validation images, which choose the checkpoint.",
-  ),
-  "lr": ("learning rate", "Step size of the optimiser after warm-up and schedule."),
-}
 
 
 def shown(value: Any, metric: Mapping[str, Any]) -> float | None:
@@ -179,7 +171,7 @@ def thinned(values: Sequence[Any]) -> list[float | None]:
   return list(values) if size <= 1 else [mean(values[k : k + size]) for k in range(0, len(values), size)]
 
 
-def _curve(label: str, mark: Any, steps: Sequence[float], curve: Mapping[str, Any], scale: float) -> Series:
+def curve(label: str, mark: Any, steps: Sequence[float], curve: Mapping[str, Any], scale: float) -> Series:
   steps = curve.get("step") or steps
 
   def column(key: str) -> list[float | None] | None:
@@ -199,7 +191,7 @@ def curve_panels(study: Mapping[str, Any], marks: Marks) -> list[Panel]:
       if curves.get(key) and any(map(finite, curves[key]["mean"])):
         label = study["arms"][arm]["label"]
         scale = 100.0 if key == "validation_accuracy" else 1.0
-        items.append(_curve(label, marks[label], curves["step"], curves[key], scale))
+        items.append(curve(label, marks[label], curves["step"], curves[key], scale))
     if not items:
       continue
     band = (
@@ -223,23 +215,23 @@ def share_panels(study: Mapping[str, Any]) -> list[Panel]:
     label, steps = study["arms"][arm]["label"], curves["step"]
     values = {n: (steps, v) for n, v in curves["terms"].items()}
     shares = {n: (steps, v) for n, v in (curves.get("gradient_share") or {}).items()}
-    panels.append(_terms_panel(f"terms_{file}", f"Loss terms: {label}", _term_series(values, terms)))
-    if items := _term_series(shares, terms):
-      panels.append(_share_panel(f"gradient_share_{file}", f"Gradient shares: {label}", items))
+    panels.append(terms_panel(f"terms_{file}", f"Loss terms: {label}", term_series(values, terms)))
+    if items := term_series(shares, terms):
+      panels.append(share_panel(f"gradient_share_{file}", f"Gradient shares: {label}", items))
   return panels
 
 
-def _term_series(columns: Mapping[str, tuple[Sequence[float], Sequence[Any]]], terms: Marks) -> list[Series]:
+def term_series(columns: Mapping[str, tuple[Sequence[float], Sequence[Any]]], terms: Marks) -> list[Series]:
   """One line per term with any value; gaps are dropped (gradient norms are measured in some rows only)."""
   items = []
   for name, (steps, values) in columns.items():
     kept = [(s, v) for s, v in zip(steps, values, strict=True) if finite(v)]
     if kept:
-      items.append(_curve(name, terms[name], [s for s, _ in kept], {"mean": [v for _, v in kept]}, 1.0))
+      items.append(curve(name, terms[name], [s for s, _ in kept], {"mean": [v for _, v in kept]}, 1.0))
   return items
 
 
-def _terms_panel(key: str, title: str, items: Sequence[Series]) -> Panel:
+def terms_panel(key: str, title: str, items: Sequence[Series]) -> Panel:
   values = [v for s in items for v in s.y if v is not None]
   log = bool(values) and min(values) > 0 and max(values) > 100 * min(values)
   last = {s.label: s.y[-1] for s in items}
@@ -248,7 +240,7 @@ def _terms_panel(key: str, title: str, items: Sequence[Series]) -> Panel:
   return Panel(key, title, read, f"At the end: {ranking(last, 3)}.", figure)
 
 
-def _share_panel(key: str, title: str, items: Sequence[Series]) -> Panel:
+def share_panel(key: str, title: str, items: Sequence[Series]) -> Panel:
   read = (
     "Norm of the gradient that each weighted loss term sends to the student, over the sum of all terms' "
     "norms. A term near 0 does nothing, whatever its value."
@@ -305,62 +297,4 @@ def study_panels(
     "differences": [p for m in study["metrics"] if (p := forest(study, m, marks))],
     "training": curve_panels(study, marks),
     "shares": share_panels(study),
-  }
-
-
-def flattened(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """{"terms": {"kd": 1}} -> {"terms/kd": 1}."""
-  result: dict[str, Any] = {}
-  for key, value in row.items():
-    result |= flattened(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {prefix + key: value}
-  return result
-
-
-def run_columns(run: Mapping[str, Any]) -> dict[str, tuple[list[float], list[float | None]]]:
-  """Every logged number as (steps, values), over the rows that have it."""
-  columns: dict[str, tuple[list[float], list[float | None]]] = {}
-  for row in run["rows"]:
-    for key, value in row.items():
-      if key != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
-        steps, values = columns.setdefault(key, ([], []))
-        steps.append(row["step"])
-        values.append(value)
-  return columns
-
-
-def training_panels(run: Mapping[str, Any], marks: Marks) -> list[Panel]:
-  """Total loss, validation accuracy, learning rate, terms and gradient shares of one run."""
-  columns = run_columns(run)
-  panels = [_run_panel(run["name"], key, columns[key], marks) for key in RUN_VALUES if key in columns]
-  values = {k.removeprefix("loss/"): c for k, c in columns.items() if k.startswith("loss/")}
-  terms = term_marks(values)
-  if items := _term_series(values, terms):
-    panels.append(_terms_panel("terms", "Loss terms", items))
-  norms = {k: c for k, c in columns.items() if k.startswith("gradient/")}
-  if len(norms) > 1:
-    panels.append(_share_panel("gradient_share", "Gradient shares", _term_series(_shares(run, norms), terms)))
-  return panels
-
-
-def _run_panel(name: str, key: str, column: tuple[list[float], list[float | None]], marks: Marks) -> Panel:
-  ylabel, read = RUN_VALUES[key]
-  item = _curve(name, marks[name], column[0], {"mean": column[1]}, 100.0 if ylabel.endswith("(%)") else 1.0)
-  kept = [(v, s) for v, s in zip(item.y, item.x, strict=True) if v is not None and finite(v)]
-  best = (min if key == "loss" else max)(kept, default=(None, 0.0))
-  end = number(kept[-1][0] if kept else None)
-  word = "Lowest" if key == "loss" else "Highest"
-  shows = f"{word} at step {number(round(best[1]))}: {number(best[0])}; at the end {end}."
-  figure = plots.lines([item], xlabel="step", ylabel=ylabel, markers=False)
-  title = ylabel.removesuffix(" (%)")
-  return Panel(title.replace(" ", "_"), title.capitalize(), read, shows, figure)
-
-
-def _shares(run: Mapping[str, Any], norms: Iterable[str]) -> dict[str, tuple[list[float], list[Any]]]:
-  """Each term's gradient norm over the sum of all, at the steps where they were measured."""
-  rows = [row for row in run["rows"] if all(finite(row.get(k)) for k in norms)]
-  steps = [row["step"] for row in rows]
-  totals = [sum(row[k] for k in norms) or 1.0 for row in rows]
-  return {
-    k.removeprefix("gradient/"): (steps, [row[k] / t for row, t in zip(rows, totals, strict=True)])
-    for k in norms
   }

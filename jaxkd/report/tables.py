@@ -10,7 +10,7 @@ from rich.text import Text
 
 from jaxkd.report.figures import Marks, distance_scale, flat, mean
 from jaxkd.report.schemas import check_study
-from jaxkd.report.study_figures import axis_name, run_columns, shown
+from jaxkd.report.study_figures import axis_name, shown
 from jaxkd.report.style import Mark
 from jaxkd.report.text import (
   MISSING,
@@ -31,6 +31,19 @@ CONSOLE = {
   "collapsed_heads": "Collapsed\nheads",
   "hessian_trace": "Hessian\ntrace",
 }
+COMPARED = {
+  "accuracy_cls": ("Accuracy (points)", 100, 1),
+  "mean_distance": ("Attention distance (patches)", 1, 3),
+  "hessian_trace": ("Hessian trace", 1, None),
+}
+HYPOTHESES = (
+  "Attention distance: CNN-distilled < baseline < self-supervised-distilled",
+  "CLS dispersion: CNN-distilled < baseline < self-supervised-distilled",
+  "Hessian trace: self-supervised-distilled < baseline < CNN-distilled",
+  "Collapsed heads: self-supervised-distilled < baseline < CNN-distilled",
+  "Accuracy: CNN-distilled < baseline",
+  "Accuracy: baseline < CNN-distilled < self-supervised-distilled",
+)
 SIGNS = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
 COLORS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 
@@ -85,10 +98,9 @@ def models_table(result: Mapping[str, Any], marks: Marks) -> Table:
       ]
     )
   note = (
-    "Second lines: accuracy, Wilson 95 % interval over images; distance, standard error over images (mean "
-    "of the blocks' errors, "
-    "an upper bound); trace, standard error over probes. Distance and dispersion are means over blocks and "
-    "heads."
+    "Second lines: accuracy, Wilson 95 % interval over images; distance, bootstrap 95 % interval over images, or ± the "
+    "standard error (mean of the blocks' errors, an upper bound) where grids differ; trace, standard error over "
+    "probes. Distance and dispersion are means over blocks and heads."
   )
   return Table("The models in numbers", columns, rows, _numeric(1, columns), note)
 
@@ -107,11 +119,13 @@ def _attention_cells(model: Mapping[str, Any], factor: float) -> list[Cell]:
     return [Cell(MISSING, "no attention"), Cell(MISSING), Cell(MISSING)]
   distance, error = mean(flat(a["mean_distance"])), mean(a["layer_distance"]["stderr"])
   collapsed = flat(a["collapsed"])
+  whole = (a.get("model") or {}).get("mean_distance")
+  if whole and factor == 1.0:
+    second = interval(whole["low"], whole["high"], 2)
+  else:
+    second = f"± {number(None if error is None else error * factor, 2)}"
   return [
-    Cell(
-      number(None if distance is None else distance * factor, 2),
-      f"± {number(None if error is None else error * factor, 2)}",
-    ),
+    Cell(number(None if distance is None else distance * factor, 2), second),
     Cell(number(mean(flat(a["cls_dispersion"])), 2) if a.get("cls_dispersion") else MISSING),
     Cell(number(sum(map(bool, collapsed))), f"of {len(collapsed)}"),
   ]
@@ -153,6 +167,45 @@ def differences_table(result: Mapping[str, Any], marks: Marks) -> Table | None:
       [Cell(m["name"], mark=marks[m["name"]]), Cell("the reference" if not k else words or "nothing")]
     )
   return Table(f"What differs in the configuration from {first}", ["Model", "Settings"], rows)
+
+
+def hypotheses_table() -> Table:
+  """The designed orderings, which single checkpoints leave undecided."""
+  why = "one checkpoint of each: no interval over seeds"
+  rows = [[Cell(claim), Cell("undecided", badge="undecided"), Cell(why)] for claim in HYPOTHESES]
+  return Table("Claims about training methods", ["Hypothesis", "Verdict", "Why"], rows)
+
+
+def comparisons_of_models(result: Mapping[str, Any], marks: Marks) -> Table | None:
+  """Paired differences of every model from the first, with intervals adjusted after Holm."""
+  found = result.get("comparisons")
+  if not found:
+    return None
+  rows = []
+  for c in found:
+    label, scale, digits = COMPARED[c["metric"]]
+    value, low, high = (c[k] * scale if finite(c[k]) else None for k in ("difference", "low", "high"))
+    digits = error_digits((high - low) / 4) if digits is None and finite(low) and finite(high) else digits
+    apart = finite(low) and finite(high) and (low > 0 or high < 0)
+    rows.append(
+      [
+        Cell(c["b"], mark=marks[c["b"]]),
+        Cell(label),
+        Cell(number(value, digits, sign=True), interval(low, high, digits, sign=True)),
+        Cell(probability(c["p_holm"])),
+        Cell("yes" if apart else "no"),
+      ]
+    )
+  note = (
+    "Paired by image (accuracy, attention) or by probe vector (trace); t intervals and p values adjusted after Holm "
+    "over this table. They cover the choice of images and probes for these very checkpoints: “yes” says that these two "
+    "checkpoints differ, not that their training methods do."
+  )
+  first = result["models"][0]["name"]
+  columns = ["Model", "Measure", f"Difference to {first}", "p (Holm)", "Told apart"]
+  return Table(
+    f"What differs from {first} beyond the choice of images", columns, rows, frozenset({2, 3}), note
+  )
 
 
 def sources_table(result: Mapping[str, Any], marks: Marks) -> Table:
@@ -284,15 +337,6 @@ def teacher_tables(study: Mapping[str, Any]) -> list[Table]:
   return tables
 
 
-def run_table(run: Mapping[str, Any]) -> Table:
-  """First and last value of every logged number."""
-  rows = [
-    [Cell(key), Cell(number(values[0])), Cell(number(values[-1])), Cell(number(steps[-1]))]
-    for key, (steps, values) in sorted(run_columns(run).items())
-  ]
-  return Table("Every logged value", ["Value", "First", "Last", "At step"], rows, frozenset({1, 2, 3}))
-
-
 def console_table(study: Mapping[str, Any]) -> ConsoleTable:
   """The result of a study for a terminal of 100 columns: arms by metrics, then the verdicts.
 
@@ -333,3 +377,13 @@ def _console_verdicts(study: Mapping[str, Any]) -> ConsoleTable:
   for v in study["verdicts"]:
     table.add_row(Text(v["claim"]), Text(f"{SIGNS[v['verdict']]} {v['verdict']}", COLORS[v["verdict"]]))
   return table
+
+
+def for_console(table: Table) -> ConsoleTable:
+  """A table of the page for a terminal, second lines dimmed."""
+  shown = ConsoleTable(box=SIMPLE_HEAD, pad_edge=False, title=Text(table.caption), title_justify="left")
+  for k, name in enumerate(table.columns):
+    shown.add_column(Text(name), justify="right" if k in table.numeric else "left", overflow="fold")
+  for row in table.rows:
+    shown.add_row(*(Text.assemble(c.text, ("\n" + c.sub, "dim")) if c.sub else Text(c.text) for c in row))
+  return shown

@@ -4,7 +4,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 MISSING = "–"
 MINUS = "−"
@@ -29,7 +29,7 @@ def cleaned(tree: Any) -> Any:
   return clean(tree) if isinstance(tree, str) else tree
 
 
-def finite(value: Any) -> bool:
+def finite(value: Any) -> TypeGuard[float]:
   """Whether the value is a number that can be drawn."""
   return isinstance(value, (int, float)) and math.isfinite(value)
 
@@ -90,7 +90,7 @@ def setting(value: Any) -> str:
     return ", ".join(setting(v) for v in value) or "none"
   if isinstance(value, bool) or value is None:
     return {True: "yes", False: "no", None: "none"}[value]
-  return f"{value:g}" if isinstance(value, float) else str(value)
+  return f"{value:g}" if isinstance(value, float) else str(value) or "none"
 
 
 def slugs(names: Sequence[str], *, limit: int = 48) -> list[str]:

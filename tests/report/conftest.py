@@ -81,10 +81,12 @@ def forensics(names=THREE, *, layers=4, heads=3, cnn=()):
           matrix=matrix.tolist(),
           images=360,
           estimator="debiased linear",
+          kernel="linear",
+          stderr=np.full_like(matrix, 0.01).tolist(),
         )
       )
   return dict(
-    schema="jaxkd.forensics/1",
+    schema="jaxkd.forensics/2",
     date="2026-11-22",
     command="python -m jaxkd.main forensics A B C",
     hardware="CPU, 2 cores",
@@ -93,6 +95,94 @@ def forensics(names=THREE, *, layers=4, heads=3, cnn=()):
     models=models,
     cka=cka,
   )
+
+
+def _band(rng, centre, spread, shape):
+  value = rng.normal(centre, spread, shape)
+  return dict(value=value.tolist(), low=(value - spread).tolist(), high=(value + spread).tolist())
+
+
+def evidence(result, *, classes=10):
+  """The result with every further kind of evidence, and pictures for it."""
+  rng = np.random.default_rng(3)
+  for m in result["models"]:
+    attention = m["attention"]
+    layers = len(attention["mean_distance"]) if attention else 3
+    names = [f"block{i:02d}" if attention else f"stage{i}" for i in range(layers)]
+    if attention:
+      statistics = ("mean_distance", "rollout_distance_to_uniform")
+      attention["layers"] = {n: _band(rng, 2.0, 0.1, layers) for n in statistics}
+      attention["model"] = {n: _band(rng, 2.0, 0.1, ()) for n in ("mean_distance", "collapsed_heads")}
+      attention["by_class"] = {"mean_distance": _band(rng, 2.0, 0.1, classes)}
+    m["hessian"]["per_type"] = {t: [9.0, 1.0] for t in ("attention projection", "mlp", "squeeze excite")}
+    m["hessian"]["per_head"] = {f"{n}/head{h}": [float(h), 1.0] for n in names for h in range(3)}
+    points = np.linspace(-5, 30, 50)
+    density = dict(points=points.tolist(), value=np.exp(-(points**2)).tolist(), stderr=[0.0] * 50)
+    m["eigenvalues"] = dict(
+      values=[30.0, 20.0, 10.0, 5.0, 4.0], errors=[0.1] * 5, negative_share=[0.1, 0.01], density=density
+    )
+    steps = np.linspace(-1, 1, 5)
+    balls = dict(
+      plain=dict(rho=0.05, value=0.5, one_step=0.5), adaptive=dict(rho=0.5, value=0.6, one_step=0.6)
+    )
+    plane = (0.1 + np.add.outer(steps**2, steps**2)).tolist()
+    ggn = dict(trace=40.0, stderr=2.0, probes=10)
+    m["landscape"] = dict(steps=steps.tolist(), plane=plane, sharpness=balls, ggn=ggn)
+    m["receptive_field"] = dict(
+      images=32,
+      layers=names,
+      mean_distance=_band(rng, 5.0, 0.5, layers),
+      uniform_distance=[8.2] * layers,
+      radius={"0.5": [3.0] * layers, "0.9": [6.0] * layers},
+      energy=rng.uniform(0, 1, (8, 8)).tolist(),
+    )
+    frequencies = [0.0, 0.5, 1.0]
+    m["spectrum"] = dict(
+      images=64, layers={n: dict(frequencies=frequencies, **_band(rng, -2.0, 0.1, 3)) for n in names}
+    )
+    shares = (0.0, 0.5, 1.0)
+    m["robustness"] = {
+      kind: [
+        dict(patch=4, share=s, moved=1, value=0.9 - s / 2, low=0.85 - s / 2, high=0.95 - s / 2)
+        for s in shares
+      ]
+      for kind in ("shuffle", "occlude")
+    }
+    conflict = dict(value=0.7, low=0.6, high=0.8)
+    m["robustness"]["cue_conflict"] = dict(
+      global_share=conflict, follow_global=70, follow_local=30, neither=9
+    )
+    probe = [dict(value=0.8, low=0.75, high=0.85) for _ in names]
+    m["probes"] = dict(train_images=1000, images=360, layers=names, knn=probe, linear=probe)
+  first, *others = (m["name"] for m in result["models"])
+  result["alignment"] = [
+    dict(
+      a=first,
+      b=b,
+      layers_a=["block00", "block01"],
+      layers_b=["block00"],
+      procrustes=[[0.4], [0.5]],
+      mutual_knn=[[0.2], [0.3]],
+      k=10,
+      images=360,
+    )
+    for b in others[:2]
+  ]
+  metrics = ("accuracy_cls", "mean_distance", "hessian_trace")
+  result["comparisons"] = [
+    dict(metric=k, a=first, b=b, difference=0.2, low=low, high=0.5, level=0.99, p=0.01, p_holm=0.03, n=360)
+    for b in others
+    for k, low in zip(metrics, (0.1, -0.1, 0.05), strict=True)
+  ]
+  result["settings"] = dict(metrics=["hessian", "cka"], images=360, hessian_images=64, probes=10)
+  images = rng.uniform(0, 1, (4, 8, 8, 3))
+  heat = {k: rng.uniform(0, 1, (4, 8, 8)) for k in ("grad_cam", "rollout", "gradient_attention")}
+  pictures = dict(
+    images=images,
+    saliency={m["name"]: heat for m in result["models"]},
+    features={m["name"]: {"block00": rng.uniform(0, 1, (4, 8, 4, 4))} for m in result["models"]},
+  )
+  return result, pictures
 
 
 METRICS = [
@@ -301,6 +391,7 @@ def fake():
 
   return types.SimpleNamespace(
     forensics=forensics,
+    evidence=evidence,
     study=study,
     training=training,
     THREE=THREE,

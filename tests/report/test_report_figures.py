@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from PIL import Image
 
-from jaxkd.report import figures, plots, study_figures, style
+from jaxkd.report import figures, plots, run_figures, study_figures, style
 from jaxkd.report.plots import Guide, Row, Series
 from jaxkd.report.style import MARKERS, Mark, marks, text_width, wrap
 
@@ -118,7 +118,7 @@ def test_no_labels_overlap_in_a_study(fake, long):
 
 def test_no_labels_overlap_in_training_curves(fake):
   run = fake.training(rows=60)
-  panels = study_figures.training_panels(run, marks([run["name"]]))
+  panels = run_figures.run_panels([run], marks([run["name"]]))
   assert [p.key for p in panels] == [
     "total_loss",
     "validation_accuracy",

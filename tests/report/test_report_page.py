@@ -110,7 +110,7 @@ def test_a_forensics_page_is_complete(fake, tmp_path):
   page = Page(path)
   check_structure(page)
   sections = [s["attrs"]["id"] for s in page.all("section")]
-  assert sections == ["summary", "figures", "methods", "configuration", "reproduce"]
+  assert sections == ["summary", "hypotheses", "figures", "methods", "configuration", "reproduce"]
   shown = {f["attrs"]["id"].removeprefix("figure-") for f in page.all("figure")}
   pairs = {f"cka_{a}__{b}" for i, a in enumerate(fake.THREE) for b in fake.THREE[i:]}
   assert {
