@@ -19,6 +19,7 @@ COMMANDS = {
   "study": "the whole experiment: teachers, matched students, seeds, statistics, report",
   "bank": "build, check or list feature banks of frozen teachers",
   "replay": "run the step again at which a run failed",
+  "plan": "parameters, FLOPs, memory, collectives and step time of a run on a chip; nothing is trained",
   "preview": "a picture grid of what student and teachers see",
   "inspect": "what a checkpoint or weights file holds, without building its model",
   "export": "a checkpoint to torch names, jax.export or ONNX, with a model card",

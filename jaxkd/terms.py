@@ -116,7 +116,7 @@ def _ofa(term: Term, inputs: Inputs, state):
   for i, tap in enumerate(term.student_taps):
     x = inputs.student[tap].astype(jnp.float32)
     if not tap.startswith("logits"):
-      head = Projector(kind=_stage_head(o), features=t.shape[-1])
+      head = Projector(kind=_stage_head(o), features=t.shape[-1], dtype=inputs.student[tap].dtype)
       x = _apply(head, inputs.heads[term.name][f"layer{i}"], pooled(x, term.student.special))
     values.append(losses.ofa(x, t, inputs.labels, epsilon=o.epsilon, temperature=o.temperature))
   return _mean_over_pairs(term, values), {}, None
@@ -160,7 +160,9 @@ def _token_cosine(term: Term, inputs: Inputs, state):
     if term.options.head == "none":
       s = losses.normalize_tokens(s)
     else:
-      head = Projector(kind=term.options.head, features=t.shape[-1])
+      # The head multiplies in the student's compute dtype; what comes out, and all statistics, are float32.
+      dtype = inputs.student[term.student_taps[i]].dtype
+      head = Projector(kind=term.options.head, features=t.shape[-1], dtype=dtype)
       s = _apply(head, inputs.heads[term.name][f"layer{i}"], s)
     values.append(losses.token_cosine(s, t, metric=term.options.metric))
     spread.append((_spread(s), _spread(t)))
