@@ -57,6 +57,7 @@ class Program:
 
   computations: dict[str, list[Operation]]
   entry: str
+  frames: dict[int, tuple[str, str]]  # stack frame -> innermost (file, function) of this package
 
   @functools.cached_property
   def types(self) -> dict[str, Operation]:
@@ -117,17 +118,56 @@ class Program:
   def _collective(self, o: Operation) -> Collective:
     kind = o.opcode.removesuffix("-start")
     group, size = _group(o.rest), sum(self.types[n].bytes for n in o.operands if n in self.types)
-    origins = [self._origin(n) for n in o.operands]
-    return Collective(
-      kind, size * (group if kind == "all-gather" else 1), group, len(o.operands), purpose(kind, size, origins)
-    )
+    reasons = dict.fromkeys(purpose(*self._origin(n)) for n in (o.name, *self._sources(o)))
+    known = [r for r in reasons if r] or ["unknown"]
+    whole = size * (group if kind == "all-gather" else 1)
+    return Collective(kind, whole, group, len(o.operands), "; ".join(known))
 
-  def _origin(self, name: str) -> str:
-    """jax's name of the array `name`, through operations that only pass it on."""
+  def _sources(self, o: Operation) -> Iterator[str]:
+    """The arrays that a collective moves; where many were put into one buffer, those many."""
+    for name in o.operands:
+      maker = self.types.get(name)
+      inside = self.computations.get(maker.called[0], []) if maker and maker.called else []
+      joined = maker is not None and any(i.opcode == "concatenate" for i in inside)
+      yield from maker.operands if maker and joined else (name,)
+
+  def _origin(self, name: str) -> tuple[str, str, str]:
+    """(jax's name, file, function) of the array `name`, through operations that only pass it on."""
     o = self.types.get(name)
     while o is not None and not o.origin and o.operands:
       o = self.types.get(o.operands[0])
-    return o.origin if o is not None else ""
+    if o is None:
+      return "", "", ""
+    frame = re.search(r"stack_frame_id=(\d+)", o.rest)
+    return o.origin, *self.frames.get(int(frame[1]) if frame else 0, ("", ""))
+
+
+# Where a collective comes from -> what it is for; the first that fits. Patterns of jax's name, file and function.
+PURPOSES = (
+  (r"", r"", r"batch_norm|BatchNorm.*|_compute_stats", "statistics of BatchNorm over the global batch"),
+  (r"transpose\(jvp", r"", r"", "gradients"),
+  (r"scatter-add", r"policies\.py|operations\.py", r"", "augmentation: histograms of images (equalize, autocontrast)"),
+  (r"", r"policies\.py|operations\.py", r"", "augmentation policy: its groups of 64 images span several devices"),
+  (r"", r"mixing\.py", r"", "mixed partners on other devices"),
+  (r"", r"augment\.py|photometry\.py|boxes\.py|pixels\.py", r"", "augmentation: draws over the global batch"),
+  (r"", r"terms\.py|objective\.py", r"", "values of terms and logged statistics over the global batch"),
+  (r"", r"cka\.py|gram\.py|correlation\.py|tokens\.py|kd\.py|.*rivals\.py|relational\.py|dino\.py|classification\.py|"
+   r"locality\.py|attention_transfer\.py", r"", "values of terms over the global batch"),
+  (r"", r"step\.py", r"", "loss, accuracy and the norm of the gradient"),
+  (r"", r"optim\.py|parameter_groups\.py|muon\.py|sam\.py|averaging\.py", r"", "optimiser"),
+  (r"", r"vit\.py|transformer\.py|layers\.py|heads\.py|attention\.py|resnet\.py|convnextv2\.py|adaptive_cnn\.py", r"",
+   "parameters split over fsdp"),
+)  # fmt: skip
+
+
+def purpose(origin: str, file: str, function: str) -> str:
+  """What a collective of this origin is for, or an empty string."""
+  for name, path, inside, text in PURPOSES:
+    if (not name or re.search(name, origin)) and all(
+      not pattern or re.fullmatch(pattern, value) for pattern, value in ((path, file), (inside, function))
+    ):
+      return text if origin or file else ""
+  return ""
 
 
 def parse(text: str) -> Program:
@@ -141,7 +181,42 @@ def parse(text: str) -> Program:
       entry = start[2] if start[1] else entry
     elif made := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)", line):
       current.append(_operation(made[1], made[2]))
-  return Program(computations, entry)
+  return Program(computations, entry, _frames(text))
+
+
+def _frames(text: str) -> dict[int, tuple[str, str]]:
+  """The tables of source positions at the head of a module."""
+  head = text[: text.find("\n%") if "\n%" in text else len(text)]
+  files, functions = (
+    {int(n): value for n, value in re.findall(r'^(\d+) "(.*)"$', _section(head, title), re.MULTILINE)}
+    for title in ("FileNames", "FunctionNames")
+  )
+  places = {
+    int(n): (files.get(int(f), ""), functions.get(int(g), ""))
+    for n, f, g in re.findall(
+      r"^(\d+) \{file_name_id=(\d+) function_name_id=(\d+)", _section(head, "FileLocations"), re.MULTILINE
+    )
+  }
+  rows = re.findall(
+    r"^(\d+) \{file_location_id=(\d+) parent_frame_id=(\d+)", _section(head, "StackFrames"), re.MULTILINE
+  )
+  # A parent is written with 1 added, so that a frame without one names itself at most.
+  stack = {int(n): (places.get(int(at), ("", "")), int(parent) - 1) for n, at, parent in rows}
+  return {n: _own(n, stack) for n in stack}
+
+
+def _section(head: str, title: str) -> str:
+  found = re.search(rf"^{title}\n((?:\d+ .*\n)*)", head, re.MULTILINE)
+  return found[1] if found else ""
+
+
+def _own(frame: int, stack: dict[int, tuple[tuple[str, str], int]]) -> tuple[str, str]:
+  """The innermost frame inside the package, from `frame` outwards."""
+  while frame in stack:
+    (file, function), frame = stack[frame]
+    if "/jaxkd/" in file:
+      return file.rpartition("/")[2], function.partition(".<locals>")[0]
+  return "", ""
 
 
 def _operation(name: str, text: str) -> Operation:
@@ -193,5 +268,10 @@ def _group(rest: str) -> int:
   """Devices in one group of a collective."""
   if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
     return len(listed[1].split(","))
+  if named := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{('[^}]*)\}", rest):
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+    return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
+  if pairs := re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", rest):
+    return len(set(re.findall(r"\d+", pairs[1])))
   tiled = re.search(r"replica_groups=\[(\d+),(\d+)\]", rest)
   return int(tiled[2]) if tiled else 1

@@ -121,17 +121,12 @@ def devices(chip: str, topology: str) -> list[Any]:
   return list(found.devices)
 
 
-# Triton's tiler gives up on some programs ("Couldn't find output tile sizes"); cuBLAS takes those products instead.
-_WITHOUT_TRITON = {"xla_gpu_enable_triton_gemm": False}
+# Which library multiplies is decided by timing on a device, so it is arbitrary here; cuBLAS takes every product, while
+# Triton's tiler gives up on some programs ("Couldn't find output tile sizes").
+OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 
 
-def compile_for(function: Any, *arguments: Any) -> tuple[Any, str]:
-  """(`jax.stages.Compiled`, what had to be left out) of `function` at arguments placed on `devices`."""
+def compile_for(function: Any, *arguments: Any) -> Any:
+  """`function`, jitted, as a `jax.stages.Compiled` for the devices that its arguments are placed on."""
   with traceable():
-    lowered = function.lower(*arguments)
-    try:
-      return lowered.compile(), ""
-    except jax.errors.JaxRuntimeError as e:
-      if "tile sizes" not in str(e):
-        raise
-      return lowered.compile(compiler_options=_WITHOUT_TRITON), "compiled without Triton's matrix products"
+    return function.lower(*arguments).compile(compiler_options=OPTIONS)
