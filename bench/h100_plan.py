@@ -1,4 +1,4 @@
-"""Plans every preset for 16 H100 (2 hosts of 8) and writes results/h100_plan.md: compiled, lowered or counted, never run.
+"""Plans every preset for 16 H100 (2 hosts of 8) into results/h100_plan.md: compiled, lowered or counted, never run.
 
 python -m bench.h100_plan                                 # all, one to two minutes each on one core
 python -m bench.h100_plan --only ss_cka vit               # some; the others keep the numbers of their own date
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,11 @@ IMAGENET = {
   "train.epochs": "300",
 }
 SCALING = {
-  "deit_base_16": ("ss_cka.py:teacher=dinov2_vitl14,views=0", {**IMAGENET, "train.batch_size": "1024"}, TOPOLOGY),
+  "deit_base_16": (
+    "ss_cka.py:teacher=dinov2_vitl14,views=0",
+    {**IMAGENET, "train.batch_size": "1024"},
+    TOPOLOGY,
+  ),
   "deit_base_16_remat": (
     "ss_cka.py:teacher=dinov2_vitl14,views=0",
     {**IMAGENET, "train.batch_size": "1024", "train.remat": "blocks"},
@@ -111,36 +116,61 @@ def main() -> None:
   (RESULTS / "h100_plan.md").write_text(page(files.read_json(store)))
 
 
+PAGE = """# Plans for H100: compiled, lowered and counted, never run
+
+Written by `python -m bench.h100_plan`; every number is in [h100_plan.json](h100_plan.json). No GPU was there: the
+training step of each preset was **lowered** for one CUDA device and **compiled** by XLA for the devices named. FLOPs
+are those of the program lowered for CPU. Times are the least that data-sheet rates allow (989 TFLOP/s bfloat16, 67
+TFLOP/s float32, 3.35 TB/s, 50 GB/s of network for each GPU): no kernel reaches them, launching kernels costs more, and
+nothing was timed. cuDNN's attention stays an opaque call, whose workspace is in no figure.
+
+{summary}
+FLOPs and attention: lowered. Traffic, memory, donation and kernels: compiled. State: counted. Step, images/s and hours:
+planned, from these. `donated` is the part of the state whose memory the step reuses.
+
+## Collectives
+
+Of the compiled programs, largest first; bytes of the whole array on one device.
+
+{collectives}
+## float32 matrix products
+
+Of the programs lowered for one CUDA device; everything else multiplies in bfloat16.
+
+{products}
+## Commands
+
+{commands}
+"""
+COLUMNS = (
+  "run",
+  "devices",
+  "batch",
+  "FLOPs per image",
+  "traffic per device",
+  "memory per device",
+  "state",
+  "donated",
+)
+MORE = ("fmha fwd + bwd", "kernels", "step ≥ ms", "images/s ≤", "H100 hours ≥")
+
+
 def page(plans: dict[str, Any]) -> str:
   """The Markdown page of all plans, in the order of `RUNS`."""
   known = [plans[name] for name in (*RUNS, *SCALING) if name in plans]
-  parts = [
-    "# Plans for H100: compiled, lowered and counted, never run\n",
-    "Written by `python -m bench.h100_plan`; every number is in [h100_plan.json](h100_plan.json). No GPU was there: the"
-    " training step of each preset was **lowered** for one CUDA device and **compiled** by XLA for the devices named."
-    " FLOPs are those of the program lowered for CPU. Times are the least that data-sheet rates allow (989 TFLOP/s bfloat16,"
-    " 67 TFLOP/s float32, 3.35 TB/s, 50 GB/s of network for each GPU): no kernel reaches them, launching"
-    " kernels costs more, and nothing was timed. cuDNN's attention stays an opaque call, whose workspace is in no figure.\n",
-    _table(
-      ["run", "devices", "batch", "FLOPs per image", "traffic per device", "memory per device", "state", "donated"]
-      + ["fmha fwd + bwd", "kernels", "step ≥ ms", "images/s ≤", "H100 hours ≥"],
-      [_row(p) for p in known],
+  return PAGE.format(
+    summary=_table([*COLUMNS, *MORE], map(_row, known)),
+    collectives=_table(
+      ["run", "kind", "bytes", "devices", "purpose"], (r for p in known for r in _collectives(p))
     ),
-    "\nFLOPs and attention: lowered. Traffic, memory, donation and kernels: compiled. State: counted. Step, images/s and hours:"
-    " counted from these. `donated` is the part of the state whose memory the step reuses.\n",
-    "\n## Collectives\n\nOf the compiled programs, largest first; bytes of the whole array on one device.\n",
-    _table(["run", "kind", "bytes", "devices", "purpose"], [r for p in known for r in _collectives(p)]),
-    "\n## float32 matrix products\n\nOf the programs lowered for one CUDA device; everything else multiplies in bfloat16.\n",
-    _table(["run", "from", "count", "FLOPs", "reason"], [r for p in known for r in _dots(p)]),
-    "\n## Commands\n\n",
-    *(f"- {p['name']} ({p['date']}, compiled on {p['hardware']}): `{p['command']}`\n" for p in known),
-  ]
-  return "\n".join(part.rstrip("\n") if part.startswith("|") else part for part in parts[:-len(known)]) + "".join(
-    parts[-len(known) :]
+    products=_table(["run", "from", "count", "FLOPs", "reason"], (r for p in known for r in _dots(p))),
+    commands="\n".join(
+      f"- {p['name']} ({p['date']}, compiled on {p['hardware']}): `{p['command']}`" for p in known
+    ),
   )
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def _table(head: list[str], rows: Iterable[list[str]]) -> str:
   lines = [head, ["---"] * len(head), *rows]
   return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
@@ -170,7 +200,13 @@ def _collectives(p: dict[str, Any]) -> list[list[str]]:
 
 def _dots(p: dict[str, Any]) -> list[list[str]]:
   return [
-    [p["name"], f"{d['file']} `{d['function']}`", str(d["count"]), quantity(d["flops"]), d["reason"] or "**unexpected**"]
+    [
+      p["name"],
+      f"{d['file']} `{d['function']}`",
+      str(d["count"]),
+      quantity(d["flops"]),
+      d["reason"] or "**unexpected**",
+    ]
     for d in p["float32_dots"]
   ]
 

@@ -1,4 +1,4 @@
-"""What a run needs and does on a chip: parameters, FLOPs, memory, collectives, kernels, step time; nothing is trained."""
+"""What a run needs and does on a chip: parameters, FLOPs, memory, collectives, step time; nothing is trained."""
 
 from __future__ import annotations
 

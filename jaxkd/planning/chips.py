@@ -35,7 +35,7 @@ class Chip:
   basis: str
 
   def rate(self, dtype: str) -> float:
-    """FLOP/s of the products of a program that computes in `dtype`; float32 is TensorFloat-32 unless asked otherwise."""
+    """FLOP/s of the products of a program that computes in `dtype`; float32 is TensorFloat-32 by default."""
     return self.bfloat16 if dtype == "bfloat16" else self.tensorfloat32
 
 

@@ -15,7 +15,16 @@ BYTES = {
 }  # fmt: skip
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # Operations that are no kernel and move no bytes.
-FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id")
+FREE = (
+  "parameter",
+  "constant",
+  "tuple",
+  "get-tuple-element",
+  "bitcast",
+  "after-all",
+  "partition-id",
+  "replica-id",
+)
 CALLS = ("call", "while", "conditional", "async-start")  # what they call is counted in their place
 GATHERS = ("gather", "dynamic-slice", "slice")
 

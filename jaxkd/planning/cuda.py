@@ -7,8 +7,8 @@ The only file that uses jax's private or experimental API, and why:
 - `jax.experimental.topologies`: the only way to name devices that are not there. It may change between releases.
 - `jax_cuda12_plugin`: that it can be imported tells whether the compiler for CUDA is installed (extra `aot`).
 
-This proves what is handed to XLA, and what XLA makes of it. It does not prove that cuDNN takes the attention kernels (they
-stay opaque calls, and their workspace is in no memory figure), nor any speed: without a device nothing is autotuned.
+This proves what is handed to XLA, and what XLA makes of it. It does not prove that cuDNN takes the attention kernels
+(they stay opaque calls, and their workspace is in no memory figure), nor any speed: without a device nothing is tuned.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reading a lowered program (StableHLO text): attention kernels and float32 matrix products, with where they come from."""
+"""Reading a lowered program (StableHLO text): attention kernels and float32 matrix products, with their origin."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
 STATISTICS = {
   ("boxes.py", "sample_boxes"): "resampling of crops: pixel positions need more than 8 bits",
   ("teachers.py", "Teacher.prepare"): "resizing the teacher's images",
-  ("positions.py", "resize_positions"): "resampling of a position table, once a step and independent of the batch",
+  (
+    "positions.py",
+    "resize_positions",
+  ): "resampling of a position table, once a step and independent of the batch",
   ("tokens.py", "resize_grid"): "interpolation of the teacher's tokens to the student's grid",
   ("terms.py", "_spread"): "spread of features, a logged statistic",
   ("cka.py", "centered_gram"): "Gram matrices of CKA, whose estimate subtracts nearly equal numbers",

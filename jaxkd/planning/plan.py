@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,8 +34,8 @@ def plan(
   Returns:
     `parameters` (of the model), `parameter_table`, `teachers`, `flops_per_step` and `bytes_per_step` (of all devices
     together), `memory_per_device` (bytes by use), `state_bytes` and `alias_bytes` (per device), `shardings`,
-    `collectives`, `kernels`, `attention`, `float32_dots`, `step_ms` with its `parts_ms`, `images_per_s`, `hours` (device
-    hours of the whole run), `steps`, `notes` (what could not be found out), `basis`.
+    `collectives`, `kernels`, `attention`, `float32_dots`, `step_ms` with its `parts_ms`, `images_per_s`, `hours`
+    (device hours of the whole run), `steps`, `notes` (what could not be found out), `basis`.
 
   Raises:
     UserError: the config's parts do not fit together or to the devices; unknown chip or topology.
@@ -161,6 +162,12 @@ def _residuals(experiment: Experiment, state: Any, batch: Any, frozen: Any) -> i
 # --- lowered ---
 
 
+def flops(function: Callable, *arguments: Any) -> float:
+  """FLOPs of a function at these shapes, by XLA's count of the program lowered for CPU; a loop's body counts once."""
+  jitted = function if hasattr(function, "lower") else jax.jit(function)
+  return jitted.lower(*arguments).cost_analysis()["flops"]
+
+
 def _lowered(experiment: Experiment, arguments: Any, target: Chip) -> dict[str, Any]:
   """Attention and float32 products of the step as it is handed to XLA for one device."""
   function = step.fresh_train_step(experiment)
@@ -258,5 +265,3 @@ def _expected(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _collective(kind: str, size: int, group: int, why: str) -> dict[str, Any]:
   return {"kind": kind, "bytes": size, "group": group, "arrays": 0, "purpose": why}
-
-

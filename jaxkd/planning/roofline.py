@@ -44,9 +44,7 @@ def wire_bytes(kind: str, payload: float, devices: int) -> float:
   return 2 * share if kind == "all-reduce" else share
 
 
-def step_time(
-  work: Work, chip: Chip, *, dtype: str, devices: int, hosts: int = 1, sent: float = 0.0
-) -> Time:
+def step_time(work: Work, chip: Chip, *, dtype: str, devices: int, hosts: int = 1, sent: float = 0.0) -> Time:
   """Roofline of one step.
 
   Args:

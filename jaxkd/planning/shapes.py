@@ -83,16 +83,17 @@ def for_platform(experiment: Experiment, platform: str, wanted: str = "auto") ->
 # --- data ---
 
 
-def dataset(options: ConfigDict | Any) -> Dataset:
-  """A data set of the size that `config.data` stands for: the real one's where it can be read, else the published."""
-  options = options.data
-  side, channels, classes, count = _size_of(options)
-  side, channels = options.image_size or side, options.channels or channels
-  held = round(count * options.validation)
-  kept = min(round((count - held) * options.subset), options.per_class * classes or count)
-  shape = (side, side, channels)
-  train = Split(empty((kept, *shape)), np.zeros(kept, np.int32))
-  validation = Split(empty((held, *shape)), np.zeros(held, np.int32))
+def dataset(config: ConfigDict) -> Dataset:
+  """The data set of `config.data` without its images: as published, or as read where no size was published.
+
+  Raises:
+    UserError: its size is unknown, and it is not there.
+  """
+  options = config.data
+  side, channels, classes, kept, held = _published(options) if options.name in KNOWN else _read(options)
+  train, validation = (
+    Split(empty((count, side, side, channels)), np.zeros(count, np.int32)) for count in (kept, held)
+  )
   placement = options.placement
   if placement == "auto":
     placement = "streamed" if train.images.nbytes > options.device_gib * 2**30 else "device"
@@ -101,9 +102,15 @@ def dataset(options: ConfigDict | Any) -> Dataset:
   return Dataset(options.name, names, train, validation, *statistics, f"shapes of {options.name}", placement)
 
 
-def _size_of(options) -> tuple[int, int, int, int]:
-  if options.name in KNOWN:
-    return KNOWN[options.name]
+def _published(options) -> tuple[int, int, int, int, int]:
+  """(side, channels, classes, training images, validation images) of a known set."""
+  side, channels, classes, count = KNOWN[options.name]
+  held = round(count * options.validation)
+  kept = min(round((count - held) * options.subset), options.per_class * classes or count)
+  return options.image_size or side, options.channels or channels, classes, kept, held
+
+
+def _read(options) -> tuple[int, int, int, int, int]:
   try:
     found = data.load(options)
   except JaxkdError as e:
@@ -111,7 +118,7 @@ def _size_of(options) -> tuple[int, int, int, int]:
       f"the size of data set '{options.name}' is unknown here: {e.message}",
       f"name one of {', '.join(KNOWN)}, or put the data where data.root says",
     ) from e
-  return (*found.image_shape[1:], len(found.class_names), len(found.train) + len(found.validation))
+  return (*found.image_shape[1:], len(found.class_names), len(found.train), len(found.validation))
 
 
 def empty(shape: tuple[int, ...], dtype: Any = np.uint8) -> np.ndarray:
@@ -143,7 +150,14 @@ def _teacher(name: str, config, student, dataset: Dataset) -> Teacher:
   )
   statistics = ((0.5,) * model.in_channels, (0.25,) * model.in_channels)
   return Teacher(
-    name, model, variable_shapes(model), options.view, *statistics, f"shapes of {given['name']}", size, options.bank
+    name,
+    model,
+    variable_shapes(model),
+    options.view,
+    *statistics,
+    f"shapes of {given['name']}",
+    size,
+    options.bank,
   )
 
 
@@ -197,7 +211,10 @@ def banks(experiment: Experiment) -> dict[str, Bank]:
 def _bank(experiment: Experiment, name: str) -> Bank:
   bank_of.check_options(experiment, name)
   teacher, images = experiment.teachers[name], experiment.dataset.train.images
-  example = (jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.uint8), jax.ShapeDtypeStruct((1, 5), jnp.float32))
+  example = (
+    jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.uint8),
+    jax.ShapeDtypeStruct((1, 5), jnp.float32),
+  )
   shapes = jax.eval_shape(bank_of.features(experiment, name), teacher.variables, *example)
   views = 1 if teacher.view == "clean" else experiment.config.data.augment.geometries
   arrays = {k: empty((len(images), views, *s.shape[1:]), s.dtype) for k, s in sorted(shapes.items())}

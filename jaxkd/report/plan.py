@@ -15,7 +15,9 @@ def tables(plan: dict[str, Any]) -> list[Any]:
 
 def quantity(value: float, unit: str = "", *, binary: bool = False) -> str:
   """A number with three digits and a prefix: 2.29 G, or 1.50 Gi with `binary`."""
-  base, prefixes = (1024, ("", "Ki", "Mi", "Gi", "Ti", "Pi")) if binary else (1000, ("", "k", "M", "G", "T", "P"))
+  base, prefixes = (
+    (1024, ("", "Ki", "Mi", "Gi", "Ti", "Pi")) if binary else (1000, ("", "k", "M", "G", "T", "P"))
+  )
   for prefix in prefixes:
     if abs(value) < base or prefix == prefixes[-1]:
       break
@@ -34,7 +36,9 @@ def _table(title: str, *columns: str) -> Table:
 
 def _summary(p: dict[str, Any]) -> Table:
   hosts = f" on {p['hosts']} hosts" if p["hosts"] > 1 else ""
-  table = _table(f"planned for {p['devices']} x {p['chip']}{hosts}; nothing was run", "per step", "value", "basis")
+  table = _table(
+    f"planned for {p['devices']} x {p['chip']}{hosts}; nothing was run", "per step", "value", "basis"
+  )
   basis, parts = p["basis"], p["parts_ms"]
   attention = p["attention"]
   rows = [
@@ -68,7 +72,9 @@ def _parameters(p: dict[str, Any]) -> Table:
     table.add_row(r["name"], f"{r['count']:,}", f"{r['share']:.1%}")
   for name, t in p["teachers"].items():
     kind = "live" if t["live"] else "from its bank"
-    table.add_row(f"teacher {name} ({kind}, {t['input_size']} px, {t['attention']})", f"{t['parameters']:,}", "")
+    table.add_row(
+      f"teacher {name} ({kind}, {t['input_size']} px, {t['attention']})", f"{t['parameters']:,}", ""
+    )
   return table
 
 

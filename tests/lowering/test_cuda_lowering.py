@@ -1,4 +1,4 @@
-"""What the training step hands to XLA for CUDA: attention kernels, and which matrix products stay float32. Lowered, not run."""
+"""What the training step hands to XLA for CUDA: attention kernels, float32 matrix products. Lowered, not run."""
 
 from functools import partial
 
@@ -55,7 +55,9 @@ def test_negative_controls_xla_attention_has_no_kernel_and_float32_shows():
   assert experiment.model.attention == "xla"
   unexpected = [p for p in float32_products(text) if not p.reason]
   assert {"Attention.__call__", "Mlp.__call__", "attention"} & {p.function for p in unexpected}
-  assert sum(p.count for p in unexpected) >= 2 * 3 * 6  # two layers, forward and both gradients of six products
+  assert (
+    sum(p.count for p in unexpected) >= 2 * 3 * 6
+  )  # two layers, forward and both gradients of six products
   with pytest.raises(UserError, match="attention='cudnn' cannot be had"):
     cuda_step(config, "cudnn")
 
@@ -67,7 +69,9 @@ def test_odd_token_counts_lower_forward_and_backward(size, patch, tokens):
   images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
   variables = jax.eval_shape(model.init, jax.random.key(0), images)
   model = resolved_for(model, "cuda")
-  text = cuda.lower(jax.grad(lambda v, x: model.apply(v, x, train=True)[0].sum()), variables, images).as_text()
+  text = cuda.lower(
+    jax.grad(lambda v, x: model.apply(v, x, train=True)[0].sum()), variables, images
+  ).as_text()
   assert attention_calls(text) == (1, 1)
   assert f"x{tokens + 1}x3x64xbf16" in text  # padded by one
 

@@ -13,7 +13,6 @@ from jaxkd.models.attention import attention, attention_with_maps, resolve_imple
 from jaxkd.planning import cuda
 from jaxkd.planning.lowered import attention_calls
 
-
 SHAPE = (2, 7, 3, 8)
 QKV = tuple(3 * jax.random.normal(jax.random.key(i), SHAPE) for i in range(3))
 
