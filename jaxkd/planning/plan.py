@@ -244,6 +244,12 @@ def _roofline(found: dict[str, Any], target: Chip) -> None:
     hours=time.step * found["steps"] * found["devices"] / 3.6e6,
   )
   found["basis"]["chip"] = target.basis
+  need = found["memory_per_device"]["total"]
+  if target.memory and need > target.memory:
+    found["notes"].append(
+      f"does not fit: {need / 1e9:.1f} GB of the {target.memory / 1e9:.0f} GB of each device; use more devices, "
+      "a smaller train.batch_size with optim.accumulate, train.remat=blocks or sharding.fsdp"
+    )
 
 
 def _expected(found: dict[str, Any]) -> list[dict[str, Any]]:

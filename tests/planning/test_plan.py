@@ -1,5 +1,6 @@
 """The plan as a whole, and its command."""
 
+import dataclasses
 import json
 
 import jax
@@ -98,6 +99,12 @@ def test_splitting_parameters_shows_in_state_and_collectives():
   whole = sum(r["bytes"] for r in found["shardings"])
   assert found["state_bytes"] < whole / 2
   assert {c["kind"] for c in found["collectives"]} == {"all-reduce", "all-gather", "reduce-scatter"}
+
+
+def test_what_does_not_fit_is_said(monkeypatch):
+  monkeypatch.setitem(CHIPS, "h100", dataclasses.replace(CHIPS["h100"], memory=1e5))
+  notes = plan(tiny.config(), compiling=False)["notes"]
+  assert any(note.startswith("does not fit: 0.") for note in notes)
 
 
 def test_impossible_plans_are_refused_before_anything_is_lowered():
