@@ -19,7 +19,7 @@ from jaxkd import config as configs
 from jaxkd import files, run_folder
 from jaxkd.planning import cuda
 from jaxkd.planning.plan import plan
-from jaxkd.report.plan import memory, quantity
+from jaxkd.report.plan import collectives, memory, quantity
 
 RESULTS = Path("results")
 TOPOLOGY = "1x2x8"
@@ -130,7 +130,7 @@ planned, from these. `donated` is the part of the state whose memory the step re
 
 ## Collectives
 
-Of the compiled programs, largest first; bytes of the whole array on one device.
+Of the compiled programs, those of one purpose together; bytes are of the whole arrays, on one device.
 
 {collectives}
 ## float32 matrix products
@@ -161,7 +161,7 @@ def page(plans: dict[str, Any]) -> str:
   return PAGE.format(
     summary=_table([*COLUMNS, *MORE], map(_row, known)),
     collectives=_table(
-      ["run", "kind", "bytes", "devices", "purpose"], (r for p in known for r in _collectives(p))
+      ["run", "kind", "count", "bytes", "devices", "purpose"], (r for p in known for r in _collectives(p))
     ),
     products=_table(["run", "from", "count", "FLOPs", "reason"], (r for p in known for r in _dots(p))),
     commands="\n".join(
@@ -195,7 +195,10 @@ def _row(p: dict[str, Any]) -> list[str]:
 
 
 def _collectives(p: dict[str, Any]) -> list[list[str]]:
-  return [[p["name"], c["kind"], memory(c["bytes"]), str(c["group"]), c["purpose"]] for c in p["collectives"]]
+  return [
+    [p["name"], c["kind"], str(c["count"]), memory(c["bytes"]), str(c["group"]), c["purpose"]]
+    for c in collectives(p)
+  ]
 
 
 def _dots(p: dict[str, Any]) -> list[list[str]]:

@@ -20,8 +20,14 @@ STATISTICS = {
     "resize_positions",
   ): "resampling of a position table, once a step and independent of the batch",
   ("tokens.py", "resize_grid"): "interpolation of the teacher's tokens to the student's grid",
+  ("operations.py", "compose"): "products of 3x3 matrices that say where pixels move",
   ("terms.py", "_spread"): "spread of features, a logged statistic",
+  ("whitening.py", "whiten"): "whitening, which divides by small variances",
+  ("relational.py", "_similarities"): "similarities between the samples of a batch",
+  ("relational.py", "_cosines"): "angles between the samples of a batch",
   ("cka.py", "centered_gram"): "Gram matrices of CKA, whose estimate subtracts nearly equal numbers",
+  ("heads.py", "PrototypeHead.__call__"): "cosines with DINO's prototypes, divided by temperatures near 0.04",
+  ("dino.py", "dino"): "cross entropies between the views of an image",
   ("gram.py", "cosine_matrix"): "cosine matrices of the correlation and Gram losses",
 }
 

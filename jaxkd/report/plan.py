@@ -25,6 +25,17 @@ def quantity(value: float, unit: str = "", *, binary: bool = False) -> str:
   return f"{value:.3g} {prefix}{unit}".strip() if value < 999.5 else f"{value:,.0f} {prefix}{unit}".strip()
 
 
+def collectives(plan: dict[str, Any]) -> list[dict[str, Any]]:
+  """Those of one kind, size of group and purpose together: their `count` and the sum of their `bytes`."""
+  rows: dict[tuple, dict[str, Any]] = {}
+  for c in plan["collectives"]:
+    key = (c["kind"], c["group"], c["purpose"])
+    row = rows.setdefault(key, {**c, "count": 0, "bytes": 0})
+    row["count"] += 1
+    row["bytes"] += c["bytes"]
+  return sorted(rows.values(), key=lambda row: -row["bytes"])
+
+
 def memory(value: float) -> str:
   return quantity(value, "B", binary=True)
 
@@ -101,9 +112,9 @@ def _programs(p: dict[str, Any]) -> list[Table]:
     precision = "float32" if d["highest"] else "default"
     reason = d["reason"] or ("computes in float32" if p["compute"] == "float32" else "NOT EXPECTED")
     dots.add_row(f"{d['file']} {d['function']}", str(d["count"]), quantity(d["flops"]), precision, reason)
-  made = _table(f"collectives ({p['basis']['collectives']})", "kind", "bytes", "devices", "arrays", "purpose")
-  for c in p["collectives"]:
-    made.add_row(c["kind"], memory(c["bytes"]), str(c["group"]), str(c["arrays"] or ""), c["purpose"])
+  made = _table(f"collectives ({p['basis']['collectives']})", "kind", "count", "bytes", "devices", "purpose")
+  for c in collectives(p):
+    made.add_row(c["kind"], str(c["count"]), memory(c["bytes"]), str(c["group"]), c["purpose"])
   kernels = _table("kernels (compiled)", "kind", "count")
   for kind, count in sorted(p.get("kernels", {}).items(), key=lambda item: -item[1]):
     kernels.add_row(kind, str(count))

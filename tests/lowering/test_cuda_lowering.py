@@ -13,6 +13,7 @@ from jaxkd.planning import cuda
 from jaxkd.planning.lowered import attention_calls, float32_products
 from jaxkd.subjects import ANALYSIS
 
+from .. import tiny
 from .steps import cuda_step, load
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -45,6 +46,34 @@ def test_with_the_bank_no_teacher_is_in_the_step():
   text, experiment = cuda_step(load("ss_cka.py", train__batch_size=16))
   assert experiment.teachers["dino"].bank
   assert attention_calls(text) == (12, 12)
+
+
+def test_every_kind_of_term_keeps_float32_to_statistics():
+  logits, tokens = {"teacher": "t"}, {"teacher": "t", "student_taps": ("block01/tokens",)}
+  terms = {
+    "ce": tiny.CE,
+    **{kind: {"kind": kind, **logits} for kind in ("soft_kd", "hard_kd", "dkd", "dist")},
+    **{
+      kind: {"kind": kind, **tokens}
+      for kind in ("correlation", "cka", "gram", "rkd", "attention_transfer", "similarity_preserving")
+    },
+    "ofa": {"kind": "ofa", **tokens, "head": "mlp"},
+    "white": {"kind": "token_cosine", **tokens, "head": "mlp", "whiten": True},
+    "rbf": {"kind": "cka", **tokens, "kernel": "rbf", "over": "samples"},
+  }
+  model = {**tiny.MODEL, "name": "deit"}
+  config = tiny.config(
+    model=model,
+    teachers={"t": {"weights": "random", "model": {**model, "width": 8}}},
+    terms=terms,
+    precision={"compute": "bfloat16"},
+  )
+  assert {(p.file, p.function) for p in float32_products(cuda_step(config)[0]) if not p.reason} == set()
+  config = tiny.dino_config(precision={"compute": "bfloat16"})
+  assert {(p.file, p.function) for p in float32_products(cuda_step(config)[0]) if not p.reason} == set()
+  knob = {"kind": "locality", "student_taps": ("block00/attn",), "targets": (0.5,)}
+  config = tiny.config(terms={"ce": tiny.CE, "knob": knob}, precision={"compute": "bfloat16"})
+  assert {(p.file, p.function) for p in float32_products(cuda_step(config)[0]) if not p.reason} == set()
 
 
 def test_negative_controls_xla_attention_has_no_kernel_and_float32_shows():
