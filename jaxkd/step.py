@@ -308,7 +308,9 @@ def _views(experiment: Experiment, batch: Batch, frozen, key):
     views=options.views.to_dict(),
     **fixed,
   )
-  return views, jnp.tile(labels, count)
+  # Several views of an image lie one batch apart: left to itself, XLA computes all of them on every device.
+  shown = {name: view for name, view in views.items() if name != "mix"}
+  return views | jax.lax.with_sharding_constraint(shown, split), jnp.tile(labels, count)
 
 
 def _targets(experiment: Experiment, name: str, state: TrainState, batch: Batch, frozen, views) -> Taps:

@@ -154,19 +154,37 @@ class Program:
 # Where a collective comes from -> what it is for; the first that fits. Patterns of jax's name, file and function.
 PURPOSES = (
   (r"", r"", r"batch_norm|BatchNorm.*|_compute_stats", "statistics of BatchNorm over the global batch"),
+  (
+    r"",
+    r"(cka|gram|correlation|tokens|kd|logit_rivals|relational|dino|classification|locality|attention_transfer|whitening)\.py",
+    r"",
+    "a term over the global batch, and its derivative",
+  ),
   (r"transpose\(jvp", r"", r"", "gradients"),
-  (r"scatter-add", r"policies\.py|operations\.py", r"", "augmentation: histograms of images (equalize, autocontrast)"),
-  (r"", r"policies\.py|operations\.py", r"", "augmentation policy: its groups of 64 images span several devices"),
+  (
+    r"scatter-add",
+    r"(policies|operations)\.py",
+    r"",
+    "augmentation: histograms of images (equalize, autocontrast)",
+  ),
+  (
+    r"",
+    r"(policies|operations)\.py",
+    r"",
+    "augmentation policy: its groups of 64 images span several devices",
+  ),
   (r"", r"mixing\.py", r"", "mixed partners on other devices"),
-  (r"", r"augment\.py|photometry\.py|boxes\.py|pixels\.py", r"", "augmentation: draws over the global batch"),
-  (r"", r"terms\.py|objective\.py", r"", "values of terms and logged statistics over the global batch"),
-  (r"", r"cka\.py|gram\.py|correlation\.py|tokens\.py|kd\.py|.*rivals\.py|relational\.py|dino\.py|classification\.py|"
-   r"locality\.py|attention_transfer\.py", r"", "values of terms over the global batch"),
+  (r"", r"(augment|photometry|boxes|pixels)\.py", r"", "augmentation: draws over the global batch"),
+  (r"", r"(terms|objective|targets)\.py", r"", "logged values and statistics over the global batch"),
   (r"", r"step\.py", r"", "loss, accuracy and the norm of the gradient"),
-  (r"", r"optim\.py|parameter_groups\.py|muon\.py|sam\.py|averaging\.py", r"", "optimiser"),
-  (r"", r"vit\.py|transformer\.py|layers\.py|heads\.py|attention\.py|resnet\.py|convnextv2\.py|adaptive_cnn\.py", r"",
-   "parameters split over fsdp"),
-)  # fmt: skip
+  (r"", r"(optim|parameter_groups|muon|sam|averaging)\.py", r"", "optimiser"),
+  (
+    r"",
+    r"(vit|transformer|layers|heads|attention|resnet|convnextv2|adaptive_cnn)\.py",
+    r"",
+    "parameters split over fsdp",
+  ),
+)
 
 
 def purpose(origin: str, file: str, function: str) -> str:

@@ -26,10 +26,15 @@ STATISTICS = {
   ("relational.py", "_similarities"): "similarities between the samples of a batch",
   ("relational.py", "_cosines"): "angles between the samples of a batch",
   ("cka.py", "centered_gram"): "Gram matrices of CKA, whose estimate subtracts nearly equal numbers",
+  ("attention.py", "attention_with_maps"): "attention maps that a term looks at",
+  ("locality.py", "attention_distance"): "mean attention distance, a statistic of the maps",
   ("heads.py", "PrototypeHead.__call__"): "cosines with DINO's prototypes, divided by temperatures near 0.04",
   ("dino.py", "dino"): "cross entropies between the views of an image",
   ("gram.py", "cosine_matrix"): "cosine matrices of the correlation and Gram losses",
 }
+
+# These multiply for whoever calls them, who is the origin.
+HELPERS = (("attention.py", "_scores"), ("layers.py", "_product_of_rows"), ("layers.py", "dense"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +118,9 @@ def _origin(line: str, locations: dict[str, str]) -> tuple[str, str] | None:
     place = re.match(r'loc\("([^"]+\.py)":', locations[frame[2]]) if frame else None
     if frame and place:
       if "/jaxkd/" in place[1]:
-        return PurePath(place[1]).name, frame[1].partition(".<locals>")[0]
+        origin = PurePath(place[1]).name, frame[1].partition(".<locals>")[0]
+        if origin not in HELPERS:
+          return origin
     else:
       wanted = re.findall(r"#(loc\d+)", here) + wanted
   return None

@@ -8,6 +8,7 @@ import pytest
 from jaxkd.planning import cuda
 from jaxkd.planning.plan import plan
 
+from .. import tiny
 from .steps import SHALLOW, load
 
 WHY_NOT = cuda.missing()
@@ -31,7 +32,7 @@ def parallel():
 
 @pytest.fixture(scope="module")
 def sharded():
-  return planned("ss_cka.py", {**SHALLOW, **BATCH, "sharding.fsdp": "8"})
+  return planned("ss_cka.py", {**SHALLOW, "train.batch_size": "512", "sharding.fsdp": "8"})
 
 
 def of(plan, word):
@@ -65,9 +66,17 @@ def test_parameters_split_over_eight_devices_take_less_memory_and_are_gathered(p
   assert sharded["alias_bytes"] == sharded["state_bytes"] < parallel["state_bytes"] / 4
   kinds = {c["kind"] for c in of(sharded, "gradients") + of(sharded, "fsdp")}
   assert {"reduce-scatter", "all-gather"} <= kinds
-  assert {c["group"] for c in sharded["collectives"] if c["kind"] == "all-gather"} == {8}
+  assert {c["group"] for c in of(sharded, "fsdp")} == {8}
 
 
-def test_negative_control_a_batch_that_splits_the_augmentations_groups_shows():
-  found = planned("ss_cka.py", {**SHALLOW, "train.batch_size": "512", "model.depth": "2"})
-  assert of(found, "augmentation policy")
+def test_several_views_of_an_image_are_split_over_the_devices():
+  config = tiny.dino_config(
+    precision={"compute": "bfloat16"}, train={"epochs": 2.0, "batch_size": 16, "ema": 0.9}
+  )
+  found = plan(config, topology="1x1x8")
+  assert {(c["kind"], c["group"]) for c in of(found, "gradients")} == {("all-reduce", 8)}
+
+
+def test_negative_control_a_batch_that_splits_the_augmentations_groups_shows(parallel, sharded):
+  assert not of(parallel, "augmentation policy")
+  assert of(sharded, "augmentation policy")  # 32 images on each device
