@@ -90,7 +90,7 @@ def missing() -> str:
   """Why nothing can be compiled for CUDA here, or an empty string."""
   if importlib.util.find_spec("jax_cuda12_plugin") is None:
     return "the extra `aot` is not installed: pip install 'jaxkd[aot]'"
-  if os.environ.get("JAX_PLATFORMS", jax.config.jax_platforms) != "cpu":
+  if os.environ.get("JAX_PLATFORMS") != "cpu":
     return "JAX_PLATFORMS is not `cpu`: set JAX_PLATFORMS=cpu"
   return ""
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from jaxkd import sharding, step
@@ -118,7 +117,7 @@ def _bytes(tree: Any) -> int:
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _memory(experiment: Experiment, arguments: Any, mesh: AbstractMesh) -> dict[str, Any]:
+def _memory(experiment: Experiment, arguments: Any, mesh: Any) -> dict[str, Any]:
   """State, inputs and activations of one device, counted from shapes."""
   state, batch, frozen = arguments
   rows = _shardings(state, mesh)
@@ -133,7 +132,7 @@ def _memory(experiment: Experiment, arguments: Any, mesh: AbstractMesh) -> dict[
   return {"shardings": rows, "state_bytes": own, "memory_per_device": memory}
 
 
-def _shardings(state: Any, mesh: AbstractMesh) -> list[dict[str, Any]]:
+def _shardings(state: Any, mesh: Any) -> list[dict[str, Any]]:
   """Bytes of the state by group and by how its arrays are split."""
   rows: dict[tuple[str, str], dict[str, Any]] = {}
   splits = jax.tree.leaves(sharding.state_shardings(state, mesh))

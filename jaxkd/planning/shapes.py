@@ -54,8 +54,11 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
   return assemble(plain, dataset(plain), load_teachers, mesh)
 
 
-def mesh(devices: int, fsdp: int) -> AbstractMesh:
-  """The mesh of that many devices, wherever they are. Raises UserError as `sharding.make_mesh` does."""
+def mesh(devices: int, fsdp: int) -> Any:
+  """The mesh of that many devices, wherever they are, for whatever asks a mesh for its shape only.
+
+  Raises UserError as `sharding.make_mesh` does.
+  """
   if devices % fsdp:
     raise UserError(
       f"sharding.fsdp={fsdp} does not divide {devices} devices", "choose a divisor of the device count"
