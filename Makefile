@@ -13,8 +13,8 @@ demo: $(VENV)/.installed  ## trains teachers and matched students on the bundled
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-parity: $(VENV)/.installed-parity  ## live comparisons with torch and transformers; about 1.5 GB more on disk
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/parity tests/weights
+parity: $(VENV)/.installed-parity  ## live comparisons with torch and transformers, compiling for H100; about 2 GB more on disk
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/parity tests/weights tests/lowering
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -78,7 +78,7 @@ def identity(experiment: Experiment, name: str) -> dict[str, Any]:
   geometry = (
     {} if clean else {k: data.augment[k] for k in GEOMETRY} | {"scale": list(data.views.global_scale)}
   )
-  shapes = jax.eval_shape(lambda: _features(experiment, name)(teacher.variables, *_example(experiment, 1)))
+  shapes = jax.eval_shape(lambda: features(experiment, name)(teacher.variables, *_example(experiment, 1)))
   return {
     "format": FORMAT,
     "weights": teacher.digest,
@@ -190,7 +190,7 @@ def _mapped(path: Path, dtype: str, mode: str, shape: tuple[int, ...] = ()) -> n
 # --- building ---
 
 
-def _features(experiment: Experiment, name: str):
+def features(experiment: Experiment, name: str):
   """`(variables, images uint8 [b h w c], boxes [b 5]) -> {target key: [b ...]}` in the stored dtype."""
   teacher: Teacher = experiment.teachers[name]
   dtype = DTYPES[experiment.config.bank.dtype]
@@ -283,7 +283,7 @@ def _fill(
   if boxes is None:
     boxes = np.zeros((len(images), 1, 5), np.float32)
   variables = jax.device_put(experiment.teachers[name].variables, sharding.replicated(mesh))
-  step = jax.jit(_features(experiment, name))
+  step = jax.jit(features(experiment, name))
   progress = ProgressLine(f"bank {name}", done=done, total=last - first, unit_size=views)
   saved = time.monotonic()
   for start in range(done, last - first, size):

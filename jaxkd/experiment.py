@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -71,20 +72,29 @@ class Experiment:
     return self.config.train.swa_start_epoch > 0
 
 
-def build(config: ConfigDict) -> Experiment:
-  """Builds and cross-checks a run.
+def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
+  """Builds and cross-checks a run, on `mesh` or else on all devices.
 
   Raises:
     UserError: the parts do not fit together; nothing has been compiled or written by then.
   """
-  dataset = data.load(config.data)
+  return assemble(config, data.load(config.data), teachers.load_teachers, mesh)
+
+
+def assemble(
+  config: ConfigDict,
+  dataset: Dataset,
+  load_teachers: Callable[[ConfigDict, nn.Module, Dataset], dict[str, Teacher]],
+  mesh: Mesh | None = None,
+) -> Experiment:
+  """`build` with a data set and teachers of the caller's, which may be shapes only. Raises UserError as it does."""
   options = model_options(config, dataset)
   model = recomputing(create_model(options), config.train.remat)
   _check_following(config)
-  mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
+  mesh = sharding.make_mesh(fsdp=config.sharding.fsdp) if mesh is None else mesh
   per_epoch = data.steps_per_epoch(len(dataset.train), config.train.batch_size)
   sharding.check_batch(config.train.batch_size, mesh)
-  frozen = teachers.load_teachers(config, model, dataset)
+  frozen = load_teachers(config, model, dataset)
   steps = config.train.steps or math.ceil(config.train.epochs * per_epoch)
   steps = -(-steps // config.optim.accumulate) * config.optim.accumulate  # the last update is a whole one
   if steps >= 2**31:

@@ -22,6 +22,7 @@ COMMANDS = {
   "report": "curves and tables from the metrics of one or several runs",
   "bank": "build, check or list feature banks of frozen teachers",
   "replay": "run the step again at which a run failed",
+  "plan": "parameters, FLOPs, memory, collectives and step time of a run on a chip; nothing is trained",
   "preview": "a picture grid of what student and teachers see",
   "inspect": "what a checkpoint or weights file holds, without building its model",
   "export": "a checkpoint to torch names, jax.export or ONNX, with a model card",

@@ -46,11 +46,20 @@ class TrainState(struct.PyTreeNode):
 
 def init_state(experiment: Experiment) -> TrainState:
   """The state before step 0. Initial weights depend on the seed and the model only, not on terms or teachers."""
+  init = _model_init(experiment.model, experiment.dataset.image_shape)
+  return _fresh(experiment, init, _once(experiment.objective.init))
+
+
+def state_shapes(experiment: Experiment) -> TrainState:
+  """The shapes and dtypes of `init_state`; nothing is computed."""
+  init = _initializer(experiment.model, experiment.dataset.image_shape)
+  return jax.eval_shape(lambda: _fresh(experiment, init, experiment.objective.init))
+
+
+def _fresh(experiment: Experiment, init_model, init_heads) -> TrainState:
   key, objective = seed_key(experiment), experiment.objective
-  variables = dict(
-    _model_init(experiment.model, experiment.dataset.image_shape)(jax.random.fold_in(key, MODEL))
-  )
-  heads, terms = _once(objective.init)(jax.random.fold_in(key, HEADS))
+  variables = dict(init_model(jax.random.fold_in(key, MODEL)))
+  heads, terms = init_heads(jax.random.fold_in(key, HEADS))
   # Copies have their own buffers: the step donates all.
   average = jax.tree.map(jnp.copy, variables) if experiment.uses_swa else {}
   params = {"model": variables.pop("params"), "heads": heads}
@@ -81,7 +90,11 @@ def _once(function):
 
 @functools.lru_cache(maxsize=16)
 def _model_init(model: nn.Module, image_shape: tuple[int, int, int]):
-  return _once(lambda key: model.init(key, jnp.zeros((1, *image_shape), jnp.float32)))
+  return _once(_initializer(model, image_shape))
+
+
+def _initializer(model: nn.Module, image_shape: tuple[int, int, int]):
+  return lambda key: model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
 
 
 def place(experiment: Experiment, state: TrainState) -> TrainState:
@@ -143,6 +156,11 @@ def make_train_step(experiment: Experiment):
   One compiled program serves all seeds of an experiment in this process.
   """
 
+  return fresh_train_step(experiment)
+
+
+def fresh_train_step(experiment: Experiment):
+  """`make_train_step`, never shared: for experiments that differ in more than their config says (planning)."""
   return jax.jit(functools.partial(_step, experiment), donate_argnums=0)
 
 
@@ -290,7 +308,9 @@ def _views(experiment: Experiment, batch: Batch, frozen, key):
     views=options.views.to_dict(),
     **fixed,
   )
-  return views, jnp.tile(labels, count)
+  # Several views of an image lie one batch apart: left to itself, XLA computes all of them on every device.
+  shown = {name: view for name, view in views.items() if name != "mix"}
+  return views | jax.lax.with_sharding_constraint(shown, split), jnp.tile(labels, count)
 
 
 def _targets(experiment: Experiment, name: str, state: TrainState, batch: Batch, frozen, views) -> Taps:

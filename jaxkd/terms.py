@@ -57,6 +57,13 @@ def _apply(head: nn.Module, params, x: jax.Array) -> Any:
   return head.apply({"params": params}, x)
 
 
+def _compute(inputs: Inputs) -> Any:
+  """What the student multiplies in, and its heads too: the dtype of its tokens or maps; features and logits are
+  float32 in any case, as all statistics are."""
+  low = any(tap.dtype == jnp.bfloat16 for tap in inputs.student.values())
+  return jnp.bfloat16 if low else jnp.float32
+
+
 # --- on logits ---
 
 
@@ -116,7 +123,7 @@ def _ofa(term: Term, inputs: Inputs, state):
   for i, tap in enumerate(term.student_taps):
     x = inputs.student[tap].astype(jnp.float32)
     if not tap.startswith("logits"):
-      head = Projector(kind=_stage_head(o), features=t.shape[-1])
+      head = Projector(kind=_stage_head(o), features=t.shape[-1], dtype=_compute(inputs))
       x = _apply(head, inputs.heads[term.name][f"layer{i}"], pooled(x, term.student.special))
     values.append(losses.ofa(x, t, inputs.labels, epsilon=o.epsilon, temperature=o.temperature))
   return _mean_over_pairs(term, values), {}, None
@@ -160,7 +167,7 @@ def _token_cosine(term: Term, inputs: Inputs, state):
     if term.options.head == "none":
       s = losses.normalize_tokens(s)
     else:
-      head = Projector(kind=term.options.head, features=t.shape[-1])
+      head = Projector(kind=term.options.head, features=t.shape[-1], dtype=_compute(inputs))
       s = _apply(head, inputs.heads[term.name][f"layer{i}"], s)
     values.append(losses.token_cosine(s, t, metric=term.options.metric))
     spread.append((_spread(s), _spread(t)))
@@ -218,7 +225,8 @@ def _locality(term: Term, inputs: Inputs, state):
 
 def _dino(term: Term, inputs: Inputs, state):
   o, target_of = term.options, term.targets[0]
-  head = PrototypeHead(prototypes=o.prototypes, hidden=o.hidden, bottleneck=o.bottleneck)
+  sizes = {"prototypes": o.prototypes, "hidden": o.hidden, "bottleneck": o.bottleneck}
+  head = PrototypeHead(**sizes, dtype=_compute(inputs))
   own, ema = inputs.heads[term.name]["prototypes"], inputs.ema_heads[term.name]["prototypes"]
   tap, features = term.student_taps[0], inputs.targets[target_of.teacher][target_of.key]
   target = _by_view(_apply(head, ema, features), inputs.views["global"])

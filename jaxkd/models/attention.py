@@ -20,24 +20,30 @@ IMPLEMENTATIONS = ("auto", "xla", "cudnn")
 
 
 def resolve_implementation(
-  name: str, dtype: Any, second_order: bool = False, *, head_dim: int | None = None
+  name: str,
+  dtype: Any,
+  second_order: bool = False,
+  *,
+  head_dim: int | None = None,
+  platform: str | None = None,
 ) -> str:
   """What `name` means here: "xla" or "cudnn".
 
   `auto` is cuDNN for bfloat16 and float16 on a CUDA GPU where its limits allow (head size a multiple of 8, at
-  most 128; no second derivatives), XLA elsewhere. Raises ValueError for an unknown name, and for "cudnn"
-  where it cannot be had, naming the obstacle.
+  most 128; no second derivatives), XLA elsewhere. `platform` ("cuda", "cpu") resolves for another machine
+  than this one, for programs that are lowered or compiled for it and not run here. Raises ValueError for an
+  unknown name, and for "cudnn" where it cannot be had, naming the obstacle.
   """
   choose("attention", name, IMPLEMENTATIONS)
   if name == "xla":
     return "xla"
-  obstacle = _cudnn_obstacle(dtype, second_order, head_dim)
+  obstacle = _cudnn_obstacle(dtype, second_order, head_dim, platform)
   if name == "cudnn" and obstacle:
     raise ValueError(f"attention='cudnn' cannot be had: {obstacle}; use attention='xla' or 'auto'")
   return "xla" if obstacle else "cudnn"
 
 
-def _cudnn_obstacle(dtype: Any, second_order: bool, head_dim: int | None) -> str:
+def _cudnn_obstacle(dtype: Any, second_order: bool, head_dim: int | None, platform: str | None) -> str:
   """Why cuDNN cannot compute this attention, or an empty string."""
   if second_order:
     return "it has no second derivative"
@@ -45,10 +51,11 @@ def _cudnn_obstacle(dtype: Any, second_order: bool, head_dim: int | None) -> str
     return f"it computes in bfloat16 or float16, not in {jnp.dtype(dtype).name}"
   if head_dim is not None and (head_dim % 8 or head_dim > 128):
     return f"its head size is a multiple of 8 and at most 128, not {head_dim}"
-  device = jax.devices()[0]
-  if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
-    return f"it needs a CUDA GPU, and this process runs on {device.platform}"
-  return ""
+  if platform is None:
+    device = jax.devices()[0]
+    cuda = device.platform == "gpu" and "cuda" in device.client.platform_version.lower()
+    return "" if cuda else f"it needs a CUDA GPU, and this process runs on {device.platform}"
+  return "" if platform == "cuda" else f"it needs a CUDA GPU, not {platform}"
 
 
 def attention(

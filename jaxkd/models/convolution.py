@@ -26,12 +26,15 @@ Pairs = tuple[tuple[int, int], tuple[int, int]]
 Strides = tuple[int, int]
 
 
-def resolve_convolution(name: str) -> str:
-  """What `name` means here: "native" or "matmul"; `auto` is matmul on CPU. Raises ValueError for another name."""
+def resolve_convolution(name: str, platform: str | None = None) -> str:
+  """What `name` means on `platform` ("cuda", "cpu"; None: here): "native" or "matmul"; `auto` is matmul on CPU.
+
+  Raises ValueError for another name.
+  """
   if name not in IMPLEMENTATIONS:
     raise ValueError(f"unknown convolution {name!r}; known: {', '.join(IMPLEMENTATIONS)}")
   if name == "auto":
-    return "matmul" if jax.default_backend() == "cpu" else "native"
+    return "matmul" if (platform or jax.default_backend()) == "cpu" else "native"
   return name
 
 

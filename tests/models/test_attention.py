@@ -10,8 +10,9 @@ import pytest
 
 from jaxkd.models import create
 from jaxkd.models.attention import attention, attention_with_maps, resolve_implementation
-
-from .cuda_lowering import BACKWARD, FORWARD, cuda_text
+from jaxkd.models.resolution import resolved_for
+from jaxkd.planning import cuda
+from jaxkd.planning.lowered import attention_calls
 
 SHAPE = (2, 7, 3, 8)
 QKV = tuple(3 * jax.random.normal(jax.random.key(i), SHAPE) for i in range(3))
@@ -106,6 +107,23 @@ def test_auto_and_what_asking_for_cudnn_does_there(
       resolve_implementation("cudnn", *arguments, head_dim=head_dim)
 
 
+def test_another_platform_is_resolved_for_without_its_gpu_and_a_run_here_is_still_refused():
+  options = {"dtype": jnp.bfloat16, "head_dim": 64}
+  assert resolve_implementation("auto", **options, platform="cuda") == "cudnn"
+  assert resolve_implementation("cudnn", **options, platform="cuda") == "cudnn"
+  assert resolve_implementation("auto", **options, platform="cpu") == "xla"
+  assert resolve_implementation("auto", jnp.float32, head_dim=64, platform="cuda") == "xla"
+  with pytest.raises(ValueError, match="it needs a CUDA GPU, not cpu"):
+    resolve_implementation("cudnn", **options, platform="cpu")
+  with pytest.raises(ValueError, match="this process runs on cpu"):
+    create("deit_tiny", attention="cudnn", dtype="bfloat16")
+  model = create("deit_tiny", dtype="bfloat16")
+  assert (model.attention, resolved_for(model, "cuda").attention) == ("xla", "cudnn")
+  assert resolved_for(model, "cuda", "xla").attention == "xla"
+  cnn = create("resnet18_cifar")
+  assert (cnn.convolution, resolved_for(cnn, "cuda").convolution) == ("matmul", "native")
+
+
 def test_unknown_names_are_refused():
   with pytest.raises(ValueError, match=r"unknown attention 'cuddn'.*did you mean 'cudnn'"):
     resolve_implementation("cuddn", jnp.float32)
@@ -127,14 +145,14 @@ def lowered(name, dtype="bfloat16", implementation="cudnn", want=()):
   def loss(variables, images):
     return jnp.sum(model.apply(variables, images, train=True, want=want)[0])
 
-  return cuda_text(jax.grad(loss), variables, images), 64 + model.special_tokens
+  return cuda.lower(jax.grad(loss), variables, images).as_text(), 64 + model.special_tokens
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("deit_tiny", 66), ("vit_tiny", 65)])
 def test_a_bfloat16_gradient_lowers_to_flash_attention_once_per_layer(name, tokens):
   text, counted = lowered(name)
   assert counted == tokens
-  assert (text.count(FORWARD), text.count(BACKWARD)) == (2, 2)
+  assert attention_calls(text) == (2, 2)
   products = set(re.findall(r"dot_general.* -> tensor<[0-9x]*(\w+)>", text))
   assert products == {"bf16"}  # no matrix product of the step is in float32
 

@@ -10,8 +10,8 @@ from jax import lax
 from jaxkd import models
 from jaxkd.models import convolution
 from jaxkd.models.convolution import LAYOUT, convolve, resolve_convolution
+from jaxkd.planning import cuda
 
-from .cuda_lowering import cuda_text
 from .jitted import QUICK, init
 
 SAME = ((1, 1), (1, 1))
@@ -154,7 +154,7 @@ def test_a_gpu_gets_the_native_convolutions():
     )
 
   stats = {"batch_stats": variables["batch_stats"]}
-  text = cuda_text(jax.grad(loss), variables["params"], stats, images)
+  text = cuda.lower(jax.grad(loss), variables["params"], stats, images).as_text()
   assert text.count("stablehlo.convolution(") == 6 * 3 - 1  # images need no gradient
 
 
