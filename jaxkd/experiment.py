@@ -71,8 +71,8 @@ class Experiment:
     return self.config.train.swa_start_epoch > 0
 
 
-def build(config: ConfigDict) -> Experiment:
-  """Builds and cross-checks a run.
+def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
+  """Builds and cross-checks a run, on `mesh` or else on all devices.
 
   Raises:
     UserError: the parts do not fit together; nothing has been compiled or written by then.
@@ -81,7 +81,7 @@ def build(config: ConfigDict) -> Experiment:
   options = model_options(config, dataset)
   model = recomputing(create_model(options), config.train.remat)
   _check_following(config)
-  mesh = sharding.make_mesh(fsdp=config.sharding.fsdp)
+  mesh = sharding.make_mesh(fsdp=config.sharding.fsdp) if mesh is None else mesh
   per_epoch = data.steps_per_epoch(len(dataset.train), config.train.batch_size)
   sharding.check_batch(config.train.batch_size, mesh)
   frozen = teachers.load_teachers(config, model, dataset)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,18 +20,19 @@ RULES = (
 )
 
 
-def make_mesh(*, fsdp: int = 1) -> Mesh:
-  """All devices as [data, fsdp].
+def make_mesh(*, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+  """`devices` (default: all there are, of every process) as [data, fsdp].
 
   Raises:
     UserError: `fsdp` does not divide the number of devices.
   """
-  devices = jax.device_count()
-  if devices % fsdp:
+  count = jax.device_count() if devices is None else len(devices)
+  if count % fsdp:
     raise UserError(
-      f"sharding.fsdp={fsdp} does not divide {devices} devices", "choose a divisor of the device count"
+      f"sharding.fsdp={fsdp} does not divide {count} devices", "choose a divisor of the device count"
     )
-  return jax.make_mesh((devices // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+  axis_types = (AxisType.Auto, AxisType.Auto)
+  return jax.make_mesh((count // fsdp, fsdp), ("data", "fsdp"), axis_types=axis_types, devices=devices)
 
 
 def check_batch(batch_size: int, mesh: Mesh) -> None:
