@@ -9,6 +9,8 @@ from pathlib import Path
 from jaxkd.commands import add_download, parse
 from jaxkd.errors import UserError
 
+TOGETHER = True  # several processes share the work
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("checkpoint", help="a run folder (its best step), or one step's folder")
@@ -33,7 +35,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
   import numpy as np
   from rich.console import Console
 
-  from jaxkd import checkpoint, data, evaluation, files, report, subjects
+  from jaxkd import checkpoint, data, distributed, evaluation, files, report, sharding, subjects
   from jaxkd.data.augment import changes_images
 
   found = checkpoint.load(args.checkpoint)
@@ -51,8 +53,9 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     )
   test = data.load_test(config.data)
   names = tuple(found.meta["class_names"])
+  mesh = sharding.make_mesh()
   options = {"mean": subject.mean, "std": subject.std, "batch_size": config.eval.batch_size}
-  logits = evaluation.head_logits(subject.model, subject.variables, test, **options)
+  logits = evaluation.head_logits(subject.model, subject.variables, test, **options, mesh=mesh)
   heads = {head: evaluation.classification_report(z, test.labels, names) for head, z in logits.items()}
   about = {"checkpoint": str(found.path), "step": found.step, "digest": found.digest, "split": "test"}
   result = {"schema": "jaxkd.evaluation/1", **about, "data": config.data.name, "heads": heads}
@@ -64,6 +67,8 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     reports = {head: evaluation.classification_report(z, test.labels, names) for head, z in logs.items()}
     result["tta"] = {"views": args.tta, "heads": reports}
   out = Path(args.out) if args.out else found.path.parent.parent / "eval"
+  if not distributed.is_first():
+    return 0
   files.write_json(out / f"evaluation_{found.step}.json", result)
   report.evaluation_figures(result, out)
   Console().print(report.evaluation_table(result))
