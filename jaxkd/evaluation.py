@@ -59,6 +59,7 @@ def collect(
     )
   parts = []
   for i in range(0, len(images), size):
+    batch: np.ndarray | jax.Array
     if mesh is None:
       batch = images[np.minimum(np.arange(i, i + size), len(images) - 1)]
     else:

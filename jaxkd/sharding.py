@@ -114,10 +114,11 @@ def shard_rows(array, rows: np.ndarray, mesh: Mesh) -> jax.Array:
 
   `array` is a numpy array, or `StoredImages`, which decodes what is read.
   """
-  shape = (len(rows), *array.shape[1:])
-  return jax.make_array_from_callback(
-    shape, batch_sharding(mesh), lambda index: np.array(array[rows[index[0]]])
-  )
+
+  def part(index: Any) -> np.ndarray:  # one slice for each axis
+    return np.array(array[rows[index[0]]])
+
+  return jax.make_array_from_callback((len(rows), *array.shape[1:]), batch_sharding(mesh), part)
 
 
 def padded(first: int, count: int, total: int, mesh: Mesh) -> np.ndarray:

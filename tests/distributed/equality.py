@@ -1,7 +1,8 @@
 """Loss, gradient and BatchNorm statistics of one batch on one device, and how far those of a mesh are from them.
 
-Run as a module in a process of its own with eight fake devices: `python -m tests.distributed.equality float64 [MESH ...]`. In
-float64 the word float32 means float64 from here on, so that every cast of the code under test is one to float64.
+Run as a module in a process of its own with eight fake devices: `python -m tests.distributed.equality float64`, for
+some of the meshes with their names as further arguments. In float64 the word float32 means float64 from here on, so
+that every cast of the code under test is one to float64.
 """
 
 import json
@@ -15,12 +16,12 @@ if DTYPE == "float64":
   jax.config.update("jax_enable_x64", True)
   jnp.float32 = jnp.float64
 
-import numpy as np
-from jax.sharding import PartitionSpec as P
+import numpy as np  # noqa: E402
+from jax.sharding import PartitionSpec as P  # noqa: E402
 
-from jaxkd import feed, sharding, step
-from jaxkd.experiment import build
-from tests import tiny
+from jaxkd import feed, sharding, step  # noqa: E402
+from jaxkd.experiment import build  # noqa: E402
+from tests import tiny  # noqa: E402
 
 MESHES = {"data 8": 1, "fsdp 8": 8, "2 x 4": 4}  # of eight devices, so many over which parameters are split
 CNN = {"name": "adaptive_cnn", "widths": (8, 16), "depths": (1, 1), "stem_pool": False, "head_width": 8}
@@ -161,7 +162,7 @@ def main():
   out = {"devices": jax.device_count(), "cases": {}}
   with jax.numpy_dtype_promotion("standard"):
     for name, config in configs():
-      loss, grads, stats, params = measure(config, 1, 1)
+      loss, grads, stats, _ = measure(config, 1, 1)
       dtypes = {str(x.dtype) for x in jax.tree.leaves((loss, grads, stats))}
       for mesh, fsdp in MESHES.items():
         if sys.argv[2:] and mesh not in sys.argv[2:]:

@@ -2,7 +2,7 @@
 
 TEST_WRITES: file that gets the paths which the process opens for writing, renames or makes, one a line.
 TEST_SIGNAL: "NUMBER@STEP", a signal it sends itself before that step. TEST_SLOW: seconds each step takes longer.
-TEST_VERSION: "PACKAGE VERSION" that it believes to have.
+TEST_VERSION: "PACKAGE VERSION" that it believes to have. TEST_EXTRA: further arguments.
 """
 
 import os
@@ -39,6 +39,7 @@ def disturb():
 
 
 if __name__ == "__main__":
+  sys.argv += os.environ.get("TEST_EXTRA", "").split()
   if path := os.environ.get("TEST_WRITES"):
     watch(path)
   if fake := os.environ.get("TEST_VERSION"):
