@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxkd import sharding
@@ -79,7 +80,7 @@ def refresh(
   """
   total, count = None, 0
   for step, batch in batches:
-    found = statistics(average["params"], batch, frozen, jnp.int32(step))
+    found = statistics(average["params"], batch, frozen, np.int32(step))
     total = found if total is None else jax.tree.map(jnp.add, total, found)
     count += 1
   if total is None:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from jaxkd import files, sharding
+from jaxkd import distributed, files, sharding
 from jaxkd.data.augment import draw_boxes, sample_boxes
 from jaxkd.errors import CannotWrite, IntegrityFailure, UserError, did_you_mean
 from jaxkd.experiment import Experiment
@@ -121,10 +121,10 @@ def open_bank(experiment: Experiment, name: str, *, build_missing: bool = True) 
   """
   check_options(experiment, name)
   folder, wanted = Path(experiment.teachers[name].bank), identity(experiment, name)
-  found = shards(folder)
+  found = distributed.from_first(lambda: shards(folder))
   if not found and build_missing:
     build(experiment, name)
-    found = shards(folder)
+    found = distributed.from_first(lambda: shards(folder))
   if not found:
     raise UserError(
       f"no feature bank at {folder}", f"build it: jaxkd bank build --teacher={name} --config=..."
@@ -212,6 +212,7 @@ def build(experiment: Experiment, name: str, *, shard: tuple[int, int] = (0, 1))
   """Computes shard i of n (a range of images) of a bank; goes on where an earlier call stopped.
 
   Each of n processes, on any machines that share the folder, builds one shard; no further coordination is needed.
+  Processes that run together share the work of one shard, and the first of them writes.
 
   Raises:
     UserError: the folder holds features of something else. CannotWrite: the disk is full or read-only.
@@ -222,14 +223,15 @@ def build(experiment: Experiment, name: str, *, shard: tuple[int, int] = (0, 1))
   first, last = (len(experiment.dataset.train) * j // n for j in (i, i + 1))
   mark = folder / f"building-{i}of{n}.json"
   try:
-    folder.mkdir(parents=True, exist_ok=True)
-    done = _resume(mark, folder, wanted)
+    done = distributed.from_first(lambda: _resume(mark, folder, wanted))
     arrays = _open_files(folder, wanted, (i, n), last - first, fresh=done == 0)
     _fill(experiment, name, arrays, (first, last), done, mark, wanted)
   except OSError as e:
     raise CannotWrite(
       f"cannot write {folder}: {e.strerror}", "free space or choose another bank folder"
     ) from e
+  if not distributed.is_first():
+    return
   about = {
     "identity": wanted,
     "shard": i,
@@ -248,7 +250,8 @@ def _file(key: str, shard: tuple[int, int]) -> str:
 
 
 def _resume(mark: Path, folder: Path, wanted: dict[str, Any]) -> int:
-  """Images done by an interrupted build of the same features."""
+  """Images done by an interrupted build of the same features, in a folder that is there."""
+  folder.mkdir(parents=True, exist_ok=True)
   for about in [*shards(folder), *([files.read_json(mark)] if mark.is_file() else [])]:
     if differing := differences(about["identity"], wanted):
       raise UserError(
@@ -260,6 +263,8 @@ def _resume(mark: Path, folder: Path, wanted: dict[str, Any]) -> int:
 def _open_files(
   folder: Path, wanted: dict[str, Any], shard: tuple[int, int], rows: int, *, fresh: bool
 ) -> dict[str, np.ndarray]:
+  if not distributed.is_first():
+    return {}
   shapes = {key: (rows, wanted["views"], *shape) for key, shape in wanted["targets"].items()}
   mode = "w+" if fresh else "r+"
   return {
@@ -282,18 +287,21 @@ def _fill(
   images, boxes = experiment.dataset.train.images, fixed_boxes(experiment)
   if boxes is None:
     boxes = np.zeros((len(images), 1, 5), np.float32)
-  variables = jax.device_put(experiment.teachers[name].variables, sharding.replicated(mesh))
-  step = jax.jit(features(experiment, name))
+  everywhere = sharding.replicated(mesh)
+  variables = experiment.teachers[name].variables
+  variables = sharding.put(variables, jax.tree.map(lambda _: everywhere, variables))
+  step = jax.jit(features(experiment, name), out_shardings=everywhere)
   progress = ProgressLine(f"bank {name}", done=done, total=last - first, unit_size=views)
   saved = time.monotonic()
   for start in range(done, last - first, size):
     count = min(size, last - first - start)
-    index = np.minimum(np.arange(size) + first + start, last - 1)  # the last call is padded
+    index = sharding.padded(first + start, size, last, mesh)  # the last call is filled up, and cut below
+    batch = sharding.shard_rows(images, index, mesh)
     for view in range(views):
-      batch = (images[index], boxes[index, view])
-      placed = jax.device_put(batch, sharding.batch_sharding(mesh))
-      for key, value in jax.device_get(step(variables, *placed)).items():
-        arrays[key][start : start + count, view] = value[:count]
+      found = step(variables, batch, sharding.shard_rows(boxes[:, view], index, mesh))
+      jax.block_until_ready(found)  # the processes that do not read it must not run ahead
+      for key, array in arrays.items():
+        array[start : start + count, view] = np.asarray(found[key])[:count]
     if time.monotonic() - saved > SAVE_EVERY:
       _save_mark(arrays, mark, wanted, start + count)
       saved = time.monotonic()

@@ -2,6 +2,9 @@
 
 A step folder holds the Orbax items `state`, `config`, `meta` and `digests`. Orbax commits a step by renaming its
 folder, so a kill leaves the previous step; flipped bytes are found by our own digests, because Orbax restores them.
+
+Of several processes that run together the first one writes what it gathers from all, as one process would: a step has
+no trace of how many there were, its digests are of whole arrays, and any number of processes reads it.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import orbax.checkpoint as ocp
 from flax import serialization
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jaxkd import files
+from jaxkd import distributed, files, sharding
 from jaxkd.errors import CannotWrite, IntegrityFailure, UserError
 
 ITEMS = ("state", "config", "meta", "digests")
@@ -75,21 +78,30 @@ class Checkpoints:
     if metric:
       kept.append(policies.BestN(get_metric_fn=lambda m: m.get(metric, -np.inf), reverse=False, n=1))
     policy = policies.AnyPreservationPolicy(kept)
-    options = ocp.CheckpointManagerOptions(preservation_policy=policy)
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=policy, create=False, multiprocessing_options=_for_this_process()
+    )
     for name in ("absl", "asyncio"):  # Orbax logs, with tracebacks, what it then raises
       logging.getLogger(name).setLevel(logging.CRITICAL)
     self.size = 0  # of the last checkpoint, in bytes before compression
-    with self._disk_errors():
-      self._remove_unfinished()
-      self.manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
+    self.writes = distributed.is_first()
+    if self.writes:
+      with self._disk_errors():
+        self._remove_unfinished()
+        self.folder.mkdir(parents=True, exist_ok=True)  # Orbax does not, for one of several processes
+        self.manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
 
   def save(self, step: int, state, *, config, meta: dict, metrics: dict[str, float]) -> None:
     """Writes `step` in the background from a host copy, so that the caller may donate `state` at once.
 
+    All processes that run together must call it: each has a part of the state.
+
     Raises:
       CannotWrite: this save could not start, or the one before it failed in the background.
     """
-    tree = jax.tree.map(np.array, serialization.to_state_dict(jax.device_get(state)))
+    tree = serialization.to_state_dict(sharding.fetch(state))
+    if not self.writes:
+      return
     items = {
       "state": ocp.args.StandardSave(tree),
       "config": ocp.args.JsonSave(config.to_dict()),
@@ -108,11 +120,24 @@ class Checkpoints:
     Raises:
       IntegrityFailure: there are steps and none of them is good.
     """
+    found: Checkpoint | None = None
+
+    def newest() -> int | None:
+      nonlocal found
+      found = self._newest_good()
+      return found.step if found else None
+
+    step = distributed.from_first(newest)
+    if step is None:
+      return None
+    found = found or read_step(self.folder / str(step))
+    return serialization.from_state_dict(target, found.state), step
+
+  def _newest_good(self) -> Checkpoint | None:
     steps = sorted(self.manager.all_steps(), reverse=True)
     for step in steps:
       try:
-        found = read_step(self.folder / str(step))
-        return serialization.from_state_dict(target, found.state), step
+        return read_step(self.folder / str(step))
       except IntegrityFailure as e:
         bad = _unused(self.folder / f"{step}.corrupt")
         log.warning("%s; kept as %s, falling back", e.message, bad.name)
@@ -124,6 +149,9 @@ class Checkpoints:
 
   def best_step(self) -> int:
     """The saved step with the highest metric (the first of equals), or the newest when none is tracked."""
+    return distributed.from_first(self._best_step)
+
+  def _best_step(self) -> int:
     self.wait()
     steps, metric = sorted(self.manager.all_steps()), self.metric
     if metric is None:
@@ -140,12 +168,14 @@ class Checkpoints:
     Raises:
       CannotWrite: a save failed in the background.
     """
-    with self._disk_errors():
-      self.manager.wait_until_finished()
+    if self.writes:
+      with self._disk_errors():
+        self.manager.wait_until_finished()
 
   def close(self) -> None:
     self.wait()
-    self.manager.close()
+    if self.writes:
+      self.manager.close()
 
   def _remove_unfinished(self) -> None:
     """Removes what a killed or failed save left behind; nothing reads it, and a full disk needs the room."""
@@ -165,6 +195,14 @@ class Checkpoints:
       need = f"; a checkpoint needs {self.size:,} bytes{room}" if self.size else ""
       hint = "free space (earlier steps are intact), then run the same command to continue"
       raise CannotWrite(f"cannot write {self.folder}: {os.strerror(number)}{need}", hint) from e
+
+
+def _for_this_process() -> ocp.options.MultiprocessingOptions:
+  """Lets Orbax work in one of several processes without waiting for the others."""
+  me = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+    primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+  )
 
 
 def _os_error(error: BaseException | None) -> int | None:
@@ -259,7 +297,9 @@ def read_json(step_folder: Path, item: str) -> dict[str, Any]:
 def _read_tree(path: Path) -> dict[str, Any]:
   """An Orbax tree as numpy arrays, without a model or a target."""
   try:
-    with _quiet_orbax(), ocp.PyTreeCheckpointer() as reader:
+    options = _for_this_process()
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    with _quiet_orbax(), ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
       shapes = reader.metadata(path).item_metadata.tree
       arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
       return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=arrays))

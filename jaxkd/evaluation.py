@@ -9,8 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from scipy.special import softmax
 
+from jaxkd import sharding
 from jaxkd.data import Split, make_views
 from jaxkd.data.augment import changes_images
 from jaxkd.teachers import normalize
@@ -21,38 +23,57 @@ NO_MIXING = {"mixup": 0.0, "cutmix": 0.0}
 ONE_VIEW = {"global_count": 1, "local_count": 0}
 
 
-@functools.partial(jax.jit, static_argnames=("model", "names", "mean", "std"))
-def _taps(model: nn.Module, variables, images, names: tuple[str, ...], mean, std) -> dict[str, jax.Array]:
+@functools.partial(jax.jit, static_argnames=("model", "names", "mean", "std", "everywhere"))
+def _taps(
+  model: nn.Module, variables, images, names: tuple[str, ...], mean, std, everywhere=None
+) -> dict[str, jax.Array]:
   levels = images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
   x = normalize(levels, mean, std)
   _, taps = model.apply(variables, x, train=False)
-  return {name: taps[name] for name in names if name in taps}
+  found = {name: taps[name] for name in names if name in taps}
+  return found if everywhere is None else jax.lax.with_sharding_constraint(found, everywhere)
 
 
 def collect(
-  model: nn.Module, variables, images: np.ndarray, *, names: tuple[str, ...], mean, std, batch_size: int
+  model: nn.Module,
+  variables,
+  images: np.ndarray,
+  *,
+  names: tuple[str, ...],
+  mean,
+  std,
+  batch_size: int,
+  mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
   """Taps `names` over uint8 `images` [n h w c] as numpy [n ...]; names the model lacks are left out.
 
-  Every call runs one compiled shape: the last batch is padded and cut.
+  Every call runs one compiled shape: the last batch is padded and cut. With a `mesh` each of its devices takes a part
+  of every batch; in several processes all of them must call this, and all get everything.
   """
   size = min(batch_size, len(images))
+  everywhere = None if mesh is None else sharding.replicated(mesh)
+  if mesh is not None:  # once, not in every call
+    variables = jax.tree.map(
+      lambda v: v if isinstance(v, jax.Array) else sharding.put(v, everywhere), variables
+    )
   parts = []
   for i in range(0, len(images), size):
-    part = images[i : i + size]
-    padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-    taps = jax.device_get(_taps(model, variables, padded, names, tuple(mean), tuple(std)))
-    parts.append({k: v[: len(part)] for k, v in taps.items()})
+    batch: np.ndarray | jax.Array
+    if mesh is None:
+      batch = images[np.minimum(np.arange(i, i + size), len(images) - 1)]
+    else:
+      batch = sharding.shard_rows(images, sharding.padded(i, size, len(images), mesh), mesh)
+    taps = jax.device_get(_taps(model, variables, batch, names, tuple(mean), tuple(std), everywhere))
+    parts.append({k: v[: min(size, len(images) - i)] for k, v in taps.items()})
   return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
 
 def head_logits(
-  model: nn.Module, variables, split: Split, *, mean, std, batch_size: int
+  model: nn.Module, variables, split: Split, *, mean, std, batch_size: int, mesh: Mesh | None = None
 ) -> dict[str, np.ndarray]:
   """`{"cls": [n c], "mean": ..., "dist": ...}`: cls always, the others for a model with a distillation head."""
-  taps = collect(
-    model, variables, split.images, names=tuple(HEADS.values()), mean=mean, std=std, batch_size=batch_size
-  )
+  options = {"mean": mean, "std": std, "batch_size": batch_size, "mesh": mesh}
+  taps = collect(model, variables, split.images, names=tuple(HEADS.values()), **options)
   return _heads(taps)
 
 

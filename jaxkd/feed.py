@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxkd import bank as bank_of
-from jaxkd import data, sharding
+from jaxkd import data, distributed, sharding
 from jaxkd.bank import Bank
 from jaxkd.data.streaming import Batches, Stream, shield_workers
 from jaxkd.experiment import Experiment
@@ -34,7 +34,8 @@ POLL = 1.0  # seconds between two looks at the worker processes
 def make_batch(experiment: Experiment, step: int, banks: dict[str, Bank] | None = None) -> Batch:
   """What step `step` (0-based) reads besides `step.frozen_inputs`, made on the spot as numpy arrays."""
   batch = _picks(experiment, step)
-  features = _features(experiment, batch, _on_disk(experiment, banks))
+  rows = np.arange(len(batch["index"]) * experiment.config.data.views.global_count)
+  features = _features(experiment, batch, _on_disk(experiment, banks), rows)
   if features:
     batch["features"] = features
   if experiment.dataset.placement == "streamed":
@@ -61,11 +62,17 @@ def _on_disk(experiment: Experiment, banks: dict[str, Bank] | None) -> dict[str,
 
 
 def _features(
-  experiment: Experiment, batch: Batch, banks: dict[str, Bank]
+  experiment: Experiment, batch: Batch, banks: dict[str, Bank], rows: np.ndarray
 ) -> dict[str, dict[str, np.ndarray]]:
+  """What banks on disk hold for `rows` of a batch with all its views."""
   tiled = np.tile(batch["index"], experiment.config.data.views.global_count)
   geometry = batch.get("geometry", np.zeros_like(tiled))
-  return {n: b.rows(tiled, geometry) for n, b in banks.items()}
+  return {n: b.rows(tiled[rows], geometry[rows]) for n, b in banks.items()}
+
+
+def place_batch(experiment: Experiment, batch: Batch) -> Batch:
+  """A batch of `make_batch` as a step takes it: in several processes split over all devices, else as it is."""
+  return sharding.shard_batch(batch, experiment.mesh) if distributed.processes() > 1 else batch
 
 
 def local_rows(split: NamedSharding, batch_size: int, process: int) -> np.ndarray:
@@ -143,7 +150,7 @@ class Feed:
     if step != self.step or step >= self.stop:
       raise ValueError(f"batch {step} was asked for, the next one is {self.step} of {self.stop}")
     began = time.monotonic()
-    found = self._take() if self._thread else make_batch(self.experiment, step, self.banks)
+    found = self._take() if self._thread else self._made(step)
     self.step += 1
     self.waited += time.monotonic() - began
     return found
@@ -161,6 +168,9 @@ class Feed:
     """`waited` since the last call."""
     waited, self.waited = self.waited, 0.0
     return waited
+
+  def _made(self, step: int) -> Batch:
+    return place_batch(self.experiment, make_batch(self.experiment, step, self.banks))
 
   def _take(self) -> Batch:
     while True:
@@ -187,15 +197,17 @@ class Feed:
   def _make(self, step: int, on_disk: dict[str, Bank]) -> Batch:
     split = sharding.batch_sharding(self.experiment.mesh)
     batch = _picks(self.experiment, step)
+    size = len(batch["index"])
     if self._stream:
-      size = len(batch["index"])
       # A worker's arrays lie in shared memory that ends with them, and a device may keep the buffer it is given.
       batch |= {k: place(self._rows, np.array(v), size, split) for k, v in next(self._stream).items()}
     if on_disk:
-      rows = np.arange(len(batch["index"]) * self.experiment.config.data.views.global_count)
-      features = _features(self.experiment, batch, on_disk)
-      batch["features"] = jax.tree.map(lambda a: place(rows, a, len(rows), split), features)
-    return batch
+      count = size * self.experiment.config.data.views.global_count
+      rows = local_rows(split, count, jax.process_index())
+      features = _features(self.experiment, batch, on_disk, rows)
+      batch["features"] = jax.tree.map(lambda a: place(rows, a, count, split), features)
+    picks = {k: v for k, v in batch.items() if isinstance(v, np.ndarray)}
+    return {**batch, **place_batch(self.experiment, picks)}
 
   def _put(self, item: Batch | BaseException) -> bool:
     """Whether there was room before the feed was closed."""

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from jaxkd import distributed
 from jaxkd.errors import CannotWrite
 
 
@@ -18,6 +19,8 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
   """Writes a temporary file, syncs, renames: a reader sees the old or the new content, never a part.
+
+  Of several processes that run together only the first writes.
 
   Raises:
     CannotWrite: the disk is full or the folder takes no files.
@@ -41,6 +44,8 @@ def write_npz(path: Path, arrays: dict[str, Any]) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
   """See `write_json`."""
+  if not distributed.is_first():
+    return
   temporary = path.with_name(f".{path.name}.tmp")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)

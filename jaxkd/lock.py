@@ -1,4 +1,4 @@
-"""One process per run folder: `lock.json` says which.
+"""One process per run folder, or one group of processes that run together: `lock.json` says which, by the first one.
 
 On the same machine the owner's process is looked up (number and start time, since numbers are reused). A process on
 another machine cannot be; its lock counts as long as its time stamp, renewed every `BEAT` seconds, is younger than
@@ -16,6 +16,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from jaxkd import distributed
 from jaxkd.errors import CannotWrite, UserError, one_line
 
 NAME = "lock.json"
@@ -36,6 +37,8 @@ class Lock:
     self.released = threading.Event()
 
   def __enter__(self) -> Lock:
+    if not distributed.is_first():
+      return self
     try:
       self.path.parent.mkdir(parents=True, exist_ok=True)
       while not self._create():
@@ -49,7 +52,7 @@ class Lock:
 
   def __exit__(self, *_: object) -> None:
     self.released.set()
-    if self._is_ours():
+    if distributed.is_first() and self._is_ours():
       self.path.unlink(missing_ok=True)
 
   def _create(self) -> bool:

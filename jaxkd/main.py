@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from jaxkd import distributed
 from jaxkd.errors import JaxkdError, UserError, did_you_mean, is_out_of_memory
 
 COMMANDS = {
@@ -28,8 +29,12 @@ COMMANDS = {
   "export": "a checkpoint to torch names, jax.export or ONNX, with a model card",
 }
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # wherever they arise
+SEVERAL = """several processes (every command; each process with the same other arguments; docs/distributed.md):
+  --coordinator=HOST:PORT --processes=N --process=I   or JAXKD_COORDINATOR, JAXKD_PROCESSES, JAXKD_PROCESS
+  --distributed=auto      ask the scheduler (SLURM's srun, Open MPI, Kubernetes); off: stay alone; or JAXKD_DISTRIBUTED
+  --start-timeout=60      seconds to wait for each other; or JAXKD_START_TIMEOUT"""
 EXIT_CODES = """exit codes: 0 done, 1 bug, 2 user error, 3 numeric failure, 4 integrity failure, 5 out of device memory,
-  74 cannot write, 75 preempted and saved, 130 interrupted and saved"""
+  74 cannot write, 75 preempted and saved, 130 interrupted and saved, 134 another process was lost"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,13 +46,13 @@ class Parser(argparse.ArgumentParser):
 
 def usage() -> str:
   lines = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
-  return (
-    f"usage: {__doc__}\n\ncommands (default: train; COMMAND --help tells more):\n{lines}\n\n{EXIT_CODES}\n"
-  )
+  commands = f"commands (default: train; COMMAND --help tells more):\n{lines}"
+  return "\n\n".join((f"usage: {__doc__}", commands, SEVERAL, EXIT_CODES)) + "\n"
 
 
 def run(argv: list[str]) -> int:
   """Runs one command and returns its exit code. Errors a user can act on are raised as JaxkdError."""
+  argv, flags = distributed.split_flags(argv)
   if not argv or argv[0] in ("-h", "--help"):
     print(usage())
     return 0 if argv else 2
@@ -61,6 +66,10 @@ def run(argv: list[str]) -> int:
   module = importlib.import_module(f"jaxkd.commands.{command}")
   parser = Parser(prog=f"jaxkd {command}", description=module.__doc__)
   module.add_arguments(parser)
+  if "-h" not in rest and "--help" not in rest:
+    distributed.join(flags)  # before anything counts devices
+  if not getattr(module, "TOGETHER", False):
+    return distributed.alone(lambda: module.run(parser, rest))
   return module.run(parser, rest)
 
 
@@ -74,6 +83,7 @@ def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
   try:
     return command(argv)
   except JaxkdError as e:
+    distributed.tell(e)
     if os.environ.get("JAXKD_DEBUG") == "1":
       traceback.print_exc()
     print(f"error: {e.message}", file=sys.stderr)
@@ -81,6 +91,12 @@ def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
       print(f"hint: {e.hint}", file=sys.stderr)
     return e.code
   except RuntimeError as e:
+    if distributed.is_lost_peer(e):
+      print(
+        f"error: the connection to another process broke: {str(e).splitlines()[0][:200]}", file=sys.stderr
+      )
+      print("hint: see what that process printed; the same command again continues", file=sys.stderr)
+      return distributed.LOST
     if not is_out_of_memory(e):
       raise
     print(f"error: out of device memory: {str(e).splitlines()[0][:200]}", file=sys.stderr)
@@ -94,12 +110,20 @@ def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
     return 74
   except KeyboardInterrupt:
     print("error: interrupted\nhint: the same command again continues", file=sys.stderr)
+    distributed.leave(130, at_once=True)
     return 130
 
 
 def entry() -> None:
   """The `jaxkd` console script."""
-  code = main()
+  try:
+    code = main()
+  except Exception:
+    if distributed.processes() == 1:
+      raise
+    traceback.print_exc()
+    code = 1
+  distributed.leave(code)
   if code == 130:  # after a second Ctrl-C a save may still run in the background; nobody waits for it
     sys.stdout.flush()
     sys.stderr.flush()

@@ -20,7 +20,7 @@ from rich.progress import (
   TimeRemainingColumn,
 )
 
-from jaxkd import files
+from jaxkd import distributed, files
 from jaxkd.errors import CannotWrite, one_line
 from jaxkd.writers import Writer
 
@@ -36,10 +36,12 @@ class MetricLog:
   Args:
     folder: the run folder. resume_step: rows of later steps, left by a killed run, are dropped.
     writers: where rows go besides: name -> writer with `write(row)` and `close()`.
+
+  Of several processes that run together only the first writes.
   """
 
   def __init__(self, folder: Path, *, resume_step: int, writers: Mapping[str, Writer] | None = None):
-    self.path = folder / "metrics.jsonl"
+    self.path = folder / "metrics.jsonl" if distributed.is_first() else Path(os.devnull)
     self._keep_until(resume_step)
     try:
       self.file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -69,7 +71,8 @@ class MetricLog:
 
   def sync(self) -> None:
     """Forces the rows to the disk: a checkpoint must never be newer than its metrics."""
-    os.fsync(self.file)
+    if distributed.is_first():
+      os.fsync(self.file)
 
   def close(self) -> None:
     os.close(self.file)
@@ -105,7 +108,7 @@ class ProgressLine:
     self.label, self.total, self.first, self.unit_size = one_line(label), total, done, unit_size
     self.start = self.last = time.monotonic()
     terminal = sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-    self.bar = _bar() if terminal else None
+    self.bar = _bar() if terminal and distributed.is_first() else None
     if self.bar:
       self.bar.start()
       self.task = self.bar.add_task(self.label, total=total, completed=done, note="")
@@ -115,6 +118,8 @@ class ProgressLine:
     now, note = time.monotonic(), one_line(note)
     rate = (done - self.first) / (now - self.start) if now > self.start and done > self.first else None
     speed = f"{rate * self.unit_size:,.0f} images/s" if rate and self.unit_size > 1 else ""
+    if not distributed.is_first():
+      return
     if self.bar:
       self.bar.update(self.task, completed=done, note=f"{speed} {note}")
     elif now - self.last >= 10 or done >= self.total:

@@ -53,7 +53,7 @@ def observe(
   """
 
   def step(state: PlateauState) -> PlateauState:
-    new = jnp.asarray(value, jnp.float32)
+    new, state = jnp.asarray(value, jnp.float32), jax.device_get(state)
     better = new > state.best * (1 + threshold)
     bad = jnp.where(better | (state.cooldown > 0), 0, state.bad + 1)
     waiting = jnp.maximum(state.cooldown - 1, 0)

@@ -23,7 +23,7 @@ from jaxkd.bank import open_bank
 from jaxkd.checkpoint import Checkpoint
 from jaxkd.errors import IntegrityFailure, UserError
 from jaxkd.experiment import Experiment, build
-from jaxkd.feed import make_batch
+from jaxkd.feed import make_batch, place_batch
 from jaxkd.metrics import read
 from jaxkd.step import TrainState
 
@@ -85,7 +85,7 @@ def replay(folder: Path) -> Replay:
   run, frozen, rows = step.make_train_step(experiment), step.frozen_inputs(experiment, banks), {}
   validated = _validated(experiment, folder)
   for number in range(start, max(failing + 1, int(recorded["step"]))):
-    state, metrics = run(state, make_batch(experiment, number, banks), frozen)
+    state, metrics = run(state, place_batch(experiment, make_batch(experiment, number, banks)), frozen)
     rows[number + 1] = {k: float(v) for k, v in jax.device_get(metrics).items()}
     if number + 1 in validated:
       state = stopping.after_validation(experiment, state, validated[number + 1])

@@ -11,21 +11,25 @@ import subprocess
 import sys
 from importlib import metadata as packages
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from ml_collections import ConfigDict
 
 import jaxkd
 from jaxkd import config as configs
-from jaxkd import files
+from jaxkd import distributed, files
 from jaxkd.data.stored import cores
 from jaxkd.errors import UserError, one_line
 
+if TYPE_CHECKING:
+  from jaxkd.experiment import Experiment
+
 log = logging.getLogger("jaxkd")
-# Changing these does not change what is computed, so a run may be resumed with other values.
+# Changing these does not change what is computed, so a run may be resumed with other values; a sharding changes the
+# order of sums, as another number of devices does.
 SAME_BATCHES = ("data.root", "data.download", "data.placement", "data.device_gib", "data.workers")
-HARMLESS = ("log.", "checkpoint.", "eval.batch_size", *SAME_BATCHES)
+HARMLESS = ("log.", "checkpoint.", "eval.batch_size", "sharding.", *SAME_BATCHES)
 
 
 def check_folder(config: ConfigDict, folder: Path) -> None:
@@ -53,6 +57,28 @@ def has_steps(folder: Path) -> bool:
   )
 
 
+def state(folder: Path) -> str:
+  """ "done", "begun" (it has steps to go on from) or "new"."""
+  if (folder / "DONE").exists():
+    return "done"
+  return "begun" if has_steps(folder) else "new"
+
+
+def facts(experiment: Experiment) -> dict[str, Any]:
+  """What processes that run together must have in common: config, data and teachers."""
+  config = {
+    f"config {key}": value
+    for key, value in configs.flat(experiment.config).items()
+    if key not in SAME_BATCHES
+  }
+  teachers = {f"teacher {name}": t.digest for name, t in experiment.teachers.items()}
+  devices = {
+    "devices per process": jax.local_device_count(),
+    "kind of device": jax.local_devices()[0].device_kind,
+  }
+  return {**config, "data digest": experiment.dataset.digest, **teachers, **devices}
+
+
 def finished(folder: Path) -> tuple[int, dict[str, Any]]:
   best = files.read_json(folder / "best.json")
   return files.read_json(folder / "DONE")["step"], best
@@ -61,6 +87,8 @@ def finished(folder: Path) -> tuple[int, dict[str, Any]]:
 def write_head(config: ConfigDict, folder: Path) -> None:
   """Writes what the run is and where it runs; of a resumed run, logs in what it differs from before."""
   now = environment()
+  if not distributed.is_first():
+    return
   for key, (old, new) in _changed_keys(config, folder).items():
     log.info("config %s: %r before, %r from here", key, old, new)
   for key, (old, new) in _changed_environment(folder, now).items():
@@ -102,6 +130,7 @@ def environment() -> dict[str, Any]:
     **{n: packages.version(n) for n in names},
     "devices": dict(collections.Counter(d.device_kind for d in jax.devices())),
     "hardware": hardware(),
+    "processes": distributed.processes(),
     "git_commit": commit.stdout.strip() or "unknown",
     "date": datetime.date.today().isoformat(),
   }
@@ -111,7 +140,8 @@ def hardware() -> str:
   """The accelerator, or the processor and the number of cores this process may use."""
   device = jax.devices()[0]
   if device.platform != "cpu":
-    return f"{jax.device_count()} x {device.device_kind}"
+    count = jax.device_count() if distributed.processes() > 1 else jax.local_device_count()
+    return f"{count} x {device.device_kind}"
   try:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -121,9 +151,15 @@ def hardware() -> str:
 
 
 class FileLog:
-  """Sends the `jaxkd` logger to a run's train.log, and its warnings to the terminal too, while the run lasts."""
+  """Sends the `jaxkd` logger to a run's train.log, and its warnings to the terminal too, while the run lasts.
+
+  Of several processes that run together only the first says anything.
+  """
 
   def __init__(self, path: Path):
+    if not distributed.is_first():  # what it would say, the first process says
+      self.handlers: tuple[logging.Handler, ...] = (logging.NullHandler(),)
+      return
     self.handlers = (_LogFile(path), logging.StreamHandler())
     self.handlers[0].setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
     self.handlers[1].setFormatter(_OneLine("warning: %(message)s"))

@@ -364,6 +364,12 @@ RUN = {
   "train": TRAIN,
   "precision": {
     "compute": Field("float32", "dtype of the forward and backward pass", choices=("float32", "bfloat16")),
+    "matmul": Field(
+      "default",
+      "of float32 products in a training step: on NVIDIA GPUs `default` is TF32 (10 bits), `high` three of them, "
+      "`highest` true float32; CPUs always compute float32",
+      choices=("default", "high", "highest"),
+    ),
   },
   "bank": {
     "dtype": Field("bfloat16", "of stored features", choices=("bfloat16", "float32")),

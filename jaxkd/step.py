@@ -115,7 +115,8 @@ def frozen_inputs(experiment: Experiment, banks: dict[str, Bank] | None = None) 
   }
   everywhere = sharding.replicated(experiment.mesh)
   arrays = sharding.put(tree, jax.tree.map(lambda _: everywhere, tree))
-  return {**arrays, "key": jax.device_put(seed_key(experiment), everywhere)}
+  key = sharding.put(jax.random.key_data(seed_key(experiment)), everywhere)
+  return {**arrays, "key": jax.random.wrap_key_data(key)}
 
 
 def fit_whitenings(experiment: Experiment, banks: dict[str, Bank]) -> dict[str, Any]:
@@ -161,7 +162,20 @@ def make_train_step(experiment: Experiment):
 
 def fresh_train_step(experiment: Experiment):
   """`make_train_step`, never shared: for experiments that differ in more than their config says (planning)."""
-  return jax.jit(functools.partial(_step, experiment), donate_argnums=0)
+  return jax.jit(_with_precision(experiment, functools.partial(_step, experiment)), donate_argnums=0)
+
+
+def _with_precision(experiment: Experiment, function):
+  """`function`, its matrix products and convolutions as precise as `precision.matmul` says."""
+  wanted = experiment.config.precision.matmul
+  if wanted == "default":
+    return function
+
+  def precise(*arguments):
+    with jax.default_matmul_precision(wanted):
+      return function(*arguments)
+
+  return precise
 
 
 @functools.lru_cache(maxsize=16)
@@ -175,7 +189,7 @@ def make_train_steps(experiment: Experiment):
     state, metrics = jax.lax.scan(lambda s, batch: _step(experiment, s, batch, frozen), state, batches)
     return state, jax.tree.map(lambda m: m[-1], metrics)
 
-  return jax.jit(steps, donate_argnums=0)
+  return jax.jit(_with_precision(experiment, steps), donate_argnums=0)
 
 
 def _step(experiment: Experiment, state: TrainState, batch: Batch, frozen):
@@ -233,7 +247,7 @@ def make_gradient_shares(experiment: Experiment):
     )
     return dict(zip(names, norms, strict=True))
 
-  return _once(shares)
+  return _once(_with_precision(experiment, shares))
 
 
 def loss_function(experiment: Experiment, state: TrainState, batch: Batch, frozen):
@@ -284,7 +298,7 @@ def make_batch_statistics(experiment: Experiment):
     zeros_share = BATCH_NORM_MOMENTUM ** (2 if "local" in views else 1)
     return jax.tree.map(lambda s: s / (1 - zeros_share), found)
 
-  return _once(statistics)
+  return _once(_with_precision(experiment, statistics))
 
 
 def _views(experiment: Experiment, batch: Batch, frozen, key):

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxkd import plateau
+from jaxkd import plateau, sharding
 
 if TYPE_CHECKING:
   from jaxkd.experiment import Experiment
@@ -26,7 +25,7 @@ def fresh() -> dict[str, jax.Array]:
 
 def observe(watch: dict[str, jax.Array], value: float) -> dict[str, jax.Array]:
   """`watch` after a validation whose metric (larger is better) was `value`; an equal one or a NaN is no improvement."""
-  new = jnp.asarray(value, jnp.float32)
+  new, watch = jnp.asarray(value, jnp.float32), jax.device_get(watch)
   better = new > watch["best"]
   return {
     "best": jnp.where(better, new, watch["best"]),
@@ -61,4 +60,4 @@ def after_validation(experiment: Experiment, state: TrainState, value: float) ->
 
 def _placed(new, old):
   """`new` where `old` is on the mesh; a step compiled for the one takes the other."""
-  return jax.tree.map(lambda n, o: n if n is o else jax.device_put(np.asarray(n), o.sharding), new, old)
+  return jax.tree.map(lambda n, o: n if n is o else sharding.put(n, o.sharding), new, old)

@@ -12,10 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import averaging, diagnosis, evaluation, files, memory, replay, run_folder, stopping, warm_start
+from jaxkd import (
+  averaging,
+  diagnosis,
+  distributed,
+  evaluation,
+  files,
+  memory,
+  replay,
+  run_folder,
+  stopping,
+  warm_start,
+)
 from jaxkd.bank import open_bank
 from jaxkd.checkpoint import Checkpoints, inference_variables
 from jaxkd.errors import Interrupted, JaxkdError, NumericFailure, Preempted, is_out_of_memory
@@ -55,20 +66,24 @@ class Result:
 def train(config: ConfigDict, folder: Path, *, label: str = "") -> Result:
   """Trains, or resumes, the run in `folder`; returns at once if it is done.
 
+  Processes that run together all call it, and see the same folder.
+
   Raises:
-    UserError: the folder holds another run, or is in use. NumericFailure: divergence or collapse.
+    UserError: the folder holds another run, is in use, or the processes differ. NumericFailure: divergence or collapse.
     OutOfDeviceMemory: the step is too large. CannotWrite: the disk is full or read-only.
     Preempted, Interrupted: a signal arrived; the state is saved.
   """
   folder = folder.absolute()
   run_folder.check_folder(config, folder)
-  if (folder / "DONE").exists():
+  state = distributed.from_first(lambda: run_folder.state(folder))
+  if state == "done":
     return Result(folder, *run_folder.finished(folder))
   experiment = build(config)
-  initial = None if run_folder.has_steps(folder) else warm_start.load(experiment)
+  initial = None if state == "begun" else warm_start.load(experiment)
   with Lock(folder) as lock, run_folder.FileLog(folder / "train.log"):
     if lock.note:
       log.warning(lock.note)
+    distributed.agree(run_folder.facts(experiment))
     run_folder.write_head(config, folder)
     return _Loop(experiment, folder, label or folder.name, initial).run()
 
@@ -150,13 +165,14 @@ class _Loop:
       if rhythm.logs(done):
         found = self._validate() if rhythm.evaluates(done) else {}
         self.pending = (done, {**metrics, **found})
-      if rhythm.saves(done) or self._is_over() or signals.received:
+      stop = signals.due()
+      if rhythm.saves(done) or self._is_over() or stop:
         self._flush()
-        if not signals.received or self._is_over():
+        if not stop or self._is_over():
           self._refresh()
         self._save(done)
-      if signals.received and not self._is_over():
-        self._stop(done, signals.received)
+      if stop and not self._is_over():
+        self._stop(done, stop)
     self._flush()
 
   def _is_over(self) -> bool:
@@ -177,7 +193,7 @@ class _Loop:
 
   def _average(self, done: int) -> None:
     """Takes the parameters after `done` steps into the SWA."""
-    count = jnp.int32(averaging.points(self.experiment, done) - 1)
+    count = np.int32(averaging.points(self.experiment, done) - 1)
     average = averaging.make_absorb(self.experiment)(self.state.average, self.state.params["model"], count)
     self.state, self.stale = self.state.replace(average=average), bool(self.state.stats)
 
@@ -276,6 +292,7 @@ class _Loop:
       mean=experiment.dataset.mean,
       std=experiment.dataset.std,
       batch_size=self.config.eval.batch_size,
+      mesh=experiment.mesh,
     )
     found = {
       f"validation/accuracy_{head}": evaluation.accuracy(z, split.labels) for head, z in logits.items()

@@ -13,7 +13,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from jaxkd import files
+from jaxkd import distributed, files
 from jaxkd.errors import UserError
 
 log = logging.getLogger("jaxkd")
@@ -81,9 +81,13 @@ def _run_id(folder: Path) -> str:
 def open_writers(folder: Path, *, resume_step: int, wandb: dict[str, Any] | None = None) -> dict[str, Writer]:
   """TensorBoard, and Weights & Biases when its arguments are given; one that cannot start is said and left out.
 
+  Of several processes that run together only the first has any.
+
   Raises:
     UserError: Weights & Biases is asked for and not installed.
   """
+  if not distributed.is_first():
+    return {}
   makers: dict[str, Callable[[], Writer]] = {}
   if wandb:  # first: it may be a mistake of the user's
     makers["Weights & Biases"] = lambda: WandB(folder, **wandb)

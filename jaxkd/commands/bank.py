@@ -8,6 +8,7 @@ import sys
 from jaxkd.commands import add_download, load_config, parse
 from jaxkd.errors import UserError
 
+TOGETHER = True  # several processes share the work
 ACTIONS = ("build", "check", "list")
 
 

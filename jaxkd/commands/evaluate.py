@@ -13,6 +13,8 @@ from pathlib import Path
 from jaxkd.commands import add_download, parse
 from jaxkd.errors import UserError
 
+TOGETHER = True  # several processes share the work
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("checkpoint", help="a run folder (its best step), or one step's folder")
@@ -42,7 +44,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
   from rich.console import Console
 
-  from jaxkd import checkpoint, data, evaluation, files, forensics, report, subjects
+  from jaxkd import checkpoint, data, distributed, evaluation, files, forensics, report, sharding, subjects
   from jaxkd.classification import classification_report, confident_mistakes
 
   found = checkpoint.load(args.checkpoint)
@@ -52,8 +54,9 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
   augmented = subjects.augmentation(args.checkpoint, config) if args.tta else {}
   test = data.load_test(config.data)
   names = tuple(found.meta["class_names"])
+  mesh = sharding.make_mesh()
   options = {"mean": subject.mean, "std": subject.std, "batch_size": config.eval.batch_size}
-  logits = evaluation.head_logits(subject.model, subject.variables, test, **options)
+  logits = evaluation.head_logits(subject.model, subject.variables, test, **options, mesh=mesh)
   result = {
     "schema": "jaxkd.evaluation/2",
     **forensics.context(datetime.date.today().isoformat()),
@@ -75,6 +78,8 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     reports = {head: classification_report(z, test.labels, names) for head, z in logs.items()}
     result["tta"] = {"views": args.tta, "heads": reports}
   out = Path(args.out) if args.out else found.path.parent.parent / "eval"
+  if not distributed.is_first():
+    return 0
   files.write_json(out / f"evaluation_{found.step}.json", result)
   files.write_text(out / f"predictions_{found.step}.csv", predictions(logits["cls"], test.labels, names))
   pictures = [test.images[m["index"]] / 255 for m in result["mistakes"]]

@@ -8,6 +8,7 @@ from pathlib import Path
 from jaxkd.commands import parse
 from jaxkd.errors import NumericFailure, UserError
 
+TOGETHER = True  # several processes share the work
 STEPS = 5  # shown
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from jaxkd import distributed
 from jaxkd.commands import add_download, load_config, parse
 from jaxkd.errors import UserError
+
+TOGETHER = True  # several processes share the work
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +31,8 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
   scores = {k: v for k, v in result.best["metrics"].items() if k.startswith("validation/")}
   print(f"done: step {result.step}, best step {result.best['step']} in {result.folder}")
   print("  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+  if not distributed.is_first():
+    return 0
   path, warnings = _report(folder)
   for message in warnings:
     print(f"warning: {message}")
