@@ -1,6 +1,6 @@
 """All processes of a run meet before jax starts, so that in seconds somebody can say which one is missing.
 
-Process 0 listens at the coordinator's port until jax's own service takes the port over. Every process, 0 too, connects
+Process 0 listens at the coordinator's port until jax's own service takes the port over. Every other process connects
 there and says who it is; all get the same verdict. One line of JSON each way.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
 from typing import Any
 
@@ -16,6 +15,7 @@ from jaxkd.errors import UserError, one_line
 
 PAUSE = 0.2  # seconds between two attempts to connect
 HELLO_TIMEOUT = 2.0  # seconds in which whoever connects must say who they are
+GRACE = 1.0  # seconds in which the others still hear why it will not work
 Facts = dict[str, Any]
 
 
@@ -34,10 +34,7 @@ def meet(address: str, *, processes: int, process: int, timeout: float, facts: F
     "host": socket.gethostname(),
     "facts": facts or {},
   }
-  if process == 0:
-    server = _listen(address)
-    threading.Thread(target=_preside, args=(server, processes, timeout), daemon=True).start()
-  verdict = _ask(address, hello, timeout)
+  verdict = _preside(_listen(address), hello, timeout) if process == 0 else _ask(address, hello, timeout)
   if "error" in verdict:
     raise UserError(verdict["error"], verdict["hint"])
 
@@ -64,7 +61,7 @@ def _listen(address: str) -> socket.socket:
 
 def _ask(address: str, hello: dict[str, Any], timeout: float) -> dict[str, Any]:
   """The verdict on this process's hello."""
-  deadline, reason = time.monotonic() + timeout, "no answer"
+  deadline, reason, stranger = time.monotonic() + timeout, "no answer", ""
   who = f"process {hello['process']} of {hello['processes']}"
   while (left := deadline - time.monotonic()) > 0:
     try:
@@ -75,38 +72,42 @@ def _ask(address: str, hello: dict[str, Any], timeout: float) -> dict[str, Any]:
     except OSError as e:
       reason = (e.strerror or str(e)).lower()
     except ValueError:
-      reason = "what listens there is not process 0 of a run"
+      stranger = "what listens there is not process 0 of a run"
     time.sleep(min(PAUSE, max(left, 0)))
   raise UserError(
-    f"{who} cannot reach the coordinator {address} within {timeout:g} s: {one_line(reason)}",
+    f"{who} cannot reach the coordinator {address} within {timeout:g} s: {stranger or one_line(reason)}",
     "start process 0 on that host; check --coordinator (JAXKD_COORDINATOR) and that the port is open",
   )
 
 
-def _preside(server: socket.socket, processes: int, timeout: float) -> None:
-  """The thread of process 0: collects the hellos and answers all of them."""
-  deadline = time.monotonic() + timeout
-  found: dict[int, dict[str, Any]] = {}
+def _preside(server: socket.socket, own: dict[str, Any], timeout: float) -> dict[str, str]:
+  """Process 0: collects the hellos of the others and answers all of them; the verdict, empty if all is well.
+
+  The port is free before anybody hears the verdict, for jax takes it next.
+  """
+  deadline, processes = time.monotonic() + timeout, own["processes"]
+  found: dict[int, dict[str, Any]] = {0: own}
   peers: list[socket.socket] = []
   verdict: dict[str, str] = {}
   with server:
-    while len(found) < processes and not verdict and (left := deadline - time.monotonic()) > 0:
+    while len(found) < processes and (left := deadline - time.monotonic()) > 0:
       server.settimeout(left)
       try:
         peer, _ = server.accept()
-        hello = _read(peer)
       except OSError:
         continue
+      hello = _read(peer)
       if hello is None:  # a stranger
         peer.close()
         continue
       peers.append(peer)
-      verdict = _conflict(hello, found, processes)
+      if not verdict and (verdict := _conflict(hello, found, processes)):
+        deadline = min(deadline, time.monotonic() + GRACE)
       found.setdefault(hello["process"], hello)
-    if not verdict:
-      verdict = _missing(found, processes, timeout) or _differing(found)
-    for peer in peers:
-      _answer(peer, verdict)
+  verdict = verdict or _missing(found, processes, timeout) or _differing(found)
+  for peer in peers:
+    _answer(peer, verdict)
+  return verdict
 
 
 def _read(peer: socket.socket) -> dict[str, Any] | None:
