@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from docs import cli_reference
-from jaxkd import commands, main
+from jaxkd import commands, distributed, main
 from jaxkd import config as configs
 from jaxkd.errors import UserError
 
@@ -40,7 +40,7 @@ def test_links_lead_to_files(page):
 
 def accept(line: str) -> None:
   """Parses `line` as jaxkd would, and validates the config it names where that needs nothing from a run."""
-  words = shlex.split(START.sub("", line, count=1), comments=True)
+  words, _ = distributed.split_flags(shlex.split(START.sub("", line, count=1), comments=True))
   name = words[0] if not words[0].startswith("-") else "train"
   module = importlib.import_module(f"jaxkd.commands.{name}")
   parser = main.Parser(prog=f"jaxkd {name}")

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import references as ref
 
 from jaxkd import losses
 from jaxkd.losses.cka import center_rows
 from jaxkd.losses.cka import centered_gram as eager_gram
 from jaxkd.losses.cka import median_squared_distance as eager_median
+from tests.losses import references as ref
 
 RNG = np.random.default_rng(0)
 X, Y = np.float32(RNG.normal(size=(20, 9))), np.float32(RNG.normal(size=(20, 5)))

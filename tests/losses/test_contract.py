@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import references as ref
 
 from jaxkd import losses
+from tests.losses import references as ref
 
 B, N, D, E, C = 3, 7, 5, 4, 6
 TEACHER_LABELS = np.array([1, 0, 5])

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import references as ref
 
 from jaxkd import losses
+from tests.losses import references as ref
 
 RNG = np.random.default_rng(0)
 dino = jax.jit(losses.dino, static_argnames="student_temperature")

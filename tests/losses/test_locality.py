@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import references as ref
 
 from jaxkd import losses
 from jaxkd.analysis import attention_statistics, uniform_distance
+from tests.losses import references as ref
 
 RNG = np.random.default_rng(0)
 OPTIONS = ("grid", "special_tokens", "relative")

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import references as ref
 
 from jaxkd import losses
+from tests.losses import references as ref
 
 RNG = np.random.default_rng(0)
 STUDENT, TEACHER = (np.float32(2 * RNG.normal(size=(5, 10))) for _ in range(2))

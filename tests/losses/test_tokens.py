@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import references as ref
 
 from jaxkd import losses
 from jaxkd.losses.tokens import unit_tokens
+from tests.losses import references as ref
 
 RNG = np.random.default_rng(0)
 token_cosine = jax.jit(losses.token_cosine, static_argnames="metric")

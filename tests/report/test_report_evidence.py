@@ -5,13 +5,13 @@ import io
 import re
 
 import pytest
-from test_report_figures import collisions
-from test_report_page import Page, check_structure
 
 from jaxkd.report import evidence_figures, forensics_exports, forensics_report
 from jaxkd.report.exports import csv_text, latex, latex_text
 from jaxkd.report.style import marks
 from jaxkd.report.tables import Cell, Table
+from tests.report.test_report_figures import collisions
+from tests.report.test_report_page import Page, check_structure
 
 SECTIONS = {
   "attention",
