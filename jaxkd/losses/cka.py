@@ -31,7 +31,7 @@ def cka(
   """
   if x.ndim != 2 or y.ndim != 2 or x.shape[0] != y.shape[0]:
     raise ValueError(f"cka: {x.shape} and {y.shape} must be [n p] and [n q] with the same rows")
-  a, b = (centered_gram(unit_scale(z), kernel=kernel, debiased=debiased) for z in (x, y))
+  a, b = (_centered_gram(unit_scale(z), kernel, debiased) for z in (x, y))
   square = jnp.sum(a * a) * jnp.sum(b * b)
   flat = square <= 0.0
   return jnp.where(flat, 0.0, jnp.sum(a * b) / jnp.sqrt(jnp.where(flat, 1.0, square)))
@@ -95,11 +95,17 @@ def centered_gram(
   Raises:
     ValueError: fewer than 4 rows, or the kernel is unknown.
   """
+  return _centered_gram(center_rows(x), kernel, debiased, sigma2)
+
+
+def _centered_gram(
+  x: Float[Array, "n p"], kernel: str, debiased: bool, sigma2: Float[Array, ""] | None = None
+) -> Float[Array, "n n"]:
+  """`centered_gram` of rows that are centred and float32 already."""
   if x.shape[0] < 4:
     raise ValueError(f"CKA needs at least 4 rows (tokens or samples), got {x.shape[0]}; below 16 it is noise")
   if kernel not in ("linear", "rbf"):
     raise ValueError(f"CKA: unknown kernel {kernel!r}; known: linear, rbf")
-  x = center_rows(x)
   whole = jnp.einsum("np,mp->nm", x, x, precision="highest")  # not TensorFloat-32, the default on GPUs
   if kernel == "rbf":
     distances = _squared_distances(whole)
