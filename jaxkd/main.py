@@ -6,6 +6,7 @@ import argparse
 import errno
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -92,14 +93,12 @@ def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
     return e.code
   except RuntimeError as e:
     if distributed.is_lost_peer(e):
-      print(
-        f"error: the connection to another process broke: {str(e).splitlines()[0][:200]}", file=sys.stderr
-      )
+      print(f"error: the connection to another process broke: {reason(e)}", file=sys.stderr)
       print("hint: see what that process printed; the same command again continues", file=sys.stderr)
       return distributed.LOST
     if not is_out_of_memory(e):
       raise
-    print(f"error: out of device memory: {str(e).splitlines()[0][:200]}", file=sys.stderr)
+    print(f"error: out of device memory: {reason(e)}", file=sys.stderr)
     print("hint: lower train.batch_size, eval.batch_size or --images, or use more devices", file=sys.stderr)
     return 5
   except OSError as e:
@@ -112,6 +111,11 @@ def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
     print("error: interrupted\nhint: the same command again continues", file=sys.stderr)
     distributed.leave(130, at_once=True)
     return 130
+
+
+def reason(error: RuntimeError) -> str:
+  """The first 200 characters of jax's message, which repeats a prefix for each layer the error went through."""
+  return re.sub(r"([^:]+: )\1+", r"\1", str(error).splitlines()[0])[:200]
 
 
 def entry() -> None:

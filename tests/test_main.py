@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxkd.main import main
+from jaxkd.main import main, reason
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")
@@ -72,3 +72,8 @@ def test_out_of_device_memory_is_exit_5_and_other_errors_are_not_hidden(capsys, 
   monkeypatch.setattr("jaxkd.main.run", bug)
   with pytest.raises(RuntimeError, match="something else"):
     main(["train"])
+
+
+def test_the_reason_of_a_runtime_error_is_said_once():
+  found = reason(RuntimeError("INTERNAL: " + "Error dispatching: " * 9 + "closed by peer [10.0.0.1]: 80\nmore"))
+  assert found == "INTERNAL: Error dispatching: closed by peer [10.0.0.1]: 80"

@@ -5,6 +5,7 @@ Needs the compiler for CUDA (extra `aot`), which `make parity` installs; skipped
 
 import pytest
 
+from jaxkd import sharding
 from jaxkd.planning import cuda
 from jaxkd.planning.plan import plan
 
@@ -69,10 +70,27 @@ def test_parameters_split_over_eight_devices_take_less_memory_and_are_gathered(p
   assert {c["group"] for c in of(sharded, "fsdp")} == {8}
 
 
+def dino_gradients():
+  """The collectives of gradients of a small DINO step on 8 devices, by kind and group, and the parameters' bytes."""
+  found = plan(tiny.dino_config(precision={"compute": "bfloat16"}), topology="1x1x8")
+  size = sum(r["bytes"] for r in found["shardings"] if r["group"].startswith("params"))
+  of_kind: dict[tuple, int] = {}
+  for c in of(found, "gradients"):
+    of_kind[c["kind"], c["group"]] = of_kind.get((c["kind"], c["group"]), 0) + c["bytes"]
+  return of_kind, size
+
+
 def test_several_views_of_an_image_are_split_over_the_devices():
-  config = tiny.dino_config(precision={"compute": "bfloat16"})
-  found = plan(config, topology="1x1x8")
-  assert {(c["kind"], c["group"]) for c in of(found, "gradients")} == {("all-reduce", 8)}
+  found, size = dino_gradients()
+  summed = found.pop(("all-reduce", 8))
+  assert 0.5 * 0.95 * size <= summed <= 1.05 * size  # every parameter's, in bfloat16 at the least
+  assert sum(found.values()) < 0.25 * summed  # logits of the two views of an image, which lie on two devices
+
+
+def test_negative_control_views_on_every_device_leave_no_gradient_to_sum(monkeypatch):
+  monkeypatch.setattr(sharding, "batch_sharding", sharding.replicated)
+  found, size = dino_gradients()
+  assert found.get(("all-reduce", 8), 0) < 0.05 * size
 
 
 def test_negative_control_a_batch_that_splits_the_augmentations_groups_shows(parallel, sharded):
