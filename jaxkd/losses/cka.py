@@ -31,7 +31,7 @@ def cka(
   """
   if x.ndim != 2 or y.ndim != 2 or x.shape[0] != y.shape[0]:
     raise ValueError(f"cka: {x.shape} and {y.shape} must be [n p] and [n q] with the same rows")
-  a, b = (_centered_gram(unit_scale(z), kernel, debiased) for z in (x, y))
+  a, b = (_of_gram(_gram(unit_scale(z)), kernel, debiased) for z in (x, y))
   square = jnp.sum(a * a) * jnp.sum(b * b)
   flat = square <= 0.0
   return jnp.where(flat, 0.0, jnp.sum(a * b) / jnp.sqrt(jnp.where(flat, 1.0, square)))
@@ -95,18 +95,24 @@ def centered_gram(
   Raises:
     ValueError: fewer than 4 rows, or the kernel is unknown.
   """
-  return _centered_gram(center_rows(x), kernel, debiased, sigma2)
+  return _of_gram(_gram(center_rows(x)), kernel, debiased, sigma2)
 
 
-def _centered_gram(
-  x: Float[Array, "n p"], kernel: str, debiased: bool, sigma2: Float[Array, ""] | None = None
+def _gram(x: Float[Array, "n p"]) -> Float[Array, "n n"]:
+  """Products of centred rows; not in TensorFloat-32, the default on GPUs."""
+  return jnp.einsum("np,mp->nm", x, x, precision="highest")
+
+
+def _of_gram(
+  whole: Float[Array, "n n"], kernel: str, debiased: bool, sigma2: Float[Array, ""] | None = None
 ) -> Float[Array, "n n"]:
-  """`centered_gram` of rows that are centred and float32 already."""
-  if x.shape[0] < 4:
-    raise ValueError(f"CKA needs at least 4 rows (tokens or samples), got {x.shape[0]}; below 16 it is noise")
+  """`centered_gram` of the rows whose products are `whole`."""
+  if whole.shape[0] < 4:
+    raise ValueError(
+      f"CKA needs at least 4 rows (tokens or samples), got {whole.shape[0]}; below 16 it is noise"
+    )
   if kernel not in ("linear", "rbf"):
     raise ValueError(f"CKA: unknown kernel {kernel!r}; known: linear, rbf")
-  whole = jnp.einsum("np,mp->nm", x, x, precision="highest")  # not TensorFloat-32, the default on GPUs
   if kernel == "rbf":
     distances = _squared_distances(whole)
     sigma2 = _median(distances) if sigma2 is None else sigma2
@@ -120,8 +126,7 @@ def _centered_gram(
 
 def median_squared_distance(x: Float[Array, "n p"]) -> Float[Array, ""]:
   """Median of the squared distances over the pairs i < j of rows: the squared bandwidth of the RBF kernel."""
-  x = center_rows(x)
-  return _median(_squared_distances(jnp.einsum("np,mp->nm", x, x, precision="highest")))
+  return _median(_squared_distances(_gram(center_rows(x))))
 
 
 def _squared_distances(gram: Float[Array, "n n"]) -> Float[Array, "n n"]:

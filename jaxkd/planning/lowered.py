@@ -25,7 +25,7 @@ STATISTICS = {
   ("whitening.py", "whiten"): "whitening, which divides by small variances",
   ("relational.py", "_similarities"): "similarities between the samples of a batch",
   ("relational.py", "_cosines"): "angles between the samples of a batch",
-  ("cka.py", "centered_gram"): "Gram matrices of CKA, whose estimate subtracts nearly equal numbers",
+  ("cka.py", "_gram"): "Gram matrices of CKA, whose estimate subtracts nearly equal numbers",
   ("attention.py", "attention_with_maps"): "attention maps that a term looks at",
   ("locality.py", "attention_distance"): "mean attention distance, a statistic of the maps",
   ("heads.py", "PrototypeHead.__call__"): "cosines with DINO's prototypes, divided by temperatures near 0.04",

@@ -38,7 +38,7 @@ def test_the_live_teacher_has_it_forward_only_and_float32_is_left_to_statistics(
   products = float32_products(text)
   assert {p.function for p in products if not p.reason} == set()
   # Not an empty claim: these are there, and each in full float32 but the logged spread.
-  assert {("cka.py", "centered_gram"), ("gram.py", "cosine_matrix")} <= origins(text)
+  assert {("cka.py", "_gram"), ("gram.py", "cosine_matrix")} <= origins(text)
   assert {p.function for p in products if not p.highest} <= {"_spread"}
 
 

@@ -19,13 +19,13 @@ def test_lowered_calls_are_counted_as_often_as_their_function_is_called():
 
 def test_float32_products_are_told_with_their_origin_and_flops():
   found = {p.function: p for p in lowered.float32_products(LOWERED)}
-  assert set(found) == {"Mlp.__call__", "centered_gram"}
+  assert set(found) == {"Mlp.__call__", "_gram"}
   assert (found["Mlp.__call__"].count, found["Mlp.__call__"].flops) == (2, 2 * 2 * 4 * 8 * 2)
   assert not found["Mlp.__call__"].reason
   assert not found["Mlp.__call__"].highest
-  assert found["centered_gram"].reason
-  assert found["centered_gram"].highest
-  assert found["centered_gram"].count == 1  # the bfloat16 product beside it is none
+  assert found["_gram"].reason
+  assert found["_gram"].highest
+  assert found["_gram"].count == 1  # the bfloat16 product beside it is none
 
 
 def test_compiled_kernels_and_traffic():

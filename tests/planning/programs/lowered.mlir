@@ -26,4 +26,4 @@ module @jit_f {
 #loc7 = loc("jit(f)/dot"(#loc8))
 #loc8 = loc(callsite(#loc9 at #loc10))
 #loc9 = loc("einsum"(#loc5))
-#loc10 = loc("centered_gram"(#loc6))
+#loc10 = loc("_gram"(#loc6))
