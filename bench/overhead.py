@@ -10,6 +10,7 @@ python -m bench.overhead --config=configs/quickstart.py --steps=2000
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import tempfile
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 import jax
 
 from jaxkd import config as configs
-from jaxkd import run_folder, train
+from jaxkd import files, run_folder, train
 from jaxkd.experiment import build
 
 STEP_S, ROW_EVERY, SAVE_EVERY = 0.1, 10, 500
@@ -79,8 +80,15 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--config", default="configs/quickstart.py")
   parser.add_argument("--steps", type=int, default=2000)
+  parser.add_argument("--out", default="results/bench_overhead.json")
   args = parser.parse_args()
-  print(json.dumps({"config": args.config, **measure(configs.load(args.config), args.steps)}, indent=2))
+  found = {
+    "command": f"python -m bench.overhead --config={args.config} --steps={args.steps}",
+    "date": datetime.date.today().isoformat(),
+    **measure(configs.load(args.config), args.steps),
+  }
+  files.write_json(Path(args.out), found)
+  print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":
