@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxkd import checkpoint, replicas
 from jaxkd import config as configs
 from jaxkd import study as study_module
 from jaxkd.errors import UserError
@@ -146,3 +147,35 @@ def test_evaluate_forensics_and_inspect_need_only_the_path(folder, capsys):
     sum(a["bytes"] for a in parameters)
     == 4 * json.loads((out / "forensics.json").read_text())["models"][0]["parameters"]
   )
+
+
+def test_seeds_trained_together_are_students_like_any_other(tmp_path, monkeypatch):
+  monkeypatch.setattr(study_module, "_examined", lambda config, path: {"digest": checkpoint.load(path).digest})
+  config = study_config()
+  with config.unlocked():
+    config.study.arms = {"none": config.study.arms.none}
+    config.study.replicas = True
+  students = study_module._students(config, tmp_path, 2)["none"]
+  assert [run["seed"] for run in students] == [0, 1]
+  assert students[0]["digest"] != students[1]["digest"]
+  for seed in (0, 1):
+    own = study_module.student_folder(config, "none", seed, tmp_path)
+    assert own == tmp_path / "students" / "none" / f"seed{seed}"
+    alone = replicas.single(student_config(config, "none", 0, tmp_path), seed)
+    assert configs.difference(configs.complete(checkpoint.load(own).config), alone) == {}
+
+
+@pytest.mark.parametrize(
+  ("change", "match"),
+  [
+    (lambda c: c.train.update(replicas=(0, 1)), "study.seeds"),
+    (lambda c: c.study.teachers.cnn.run.train.update(replicas=(0, 1)), "a teacher is one model"),
+    (lambda c: (c.study.update(replicas=True), c.train.update(patience=3)), "another step"),
+  ],
+)
+def test_a_study_with_replicas_in_the_wrong_place_is_refused(change, match):
+  config = study_config()
+  with config.unlocked():
+    change(config)
+  with pytest.raises(UserError, match=match):
+    configs.validate(config)
