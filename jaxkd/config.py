@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from jaxkd import schema
 from jaxkd.config_files import locate, parse_json, parse_yaml, read, read_values
 from jaxkd.config_notes import notes
-from jaxkd.config_rules import parse_claim, validate, validate_augment
+from jaxkd.config_rules import parse_claim, parse_smallest, validate, validate_augment
 from jaxkd.config_values import as_text, check_free, coerce, free_value, shown, typed
 from jaxkd.errors import UserError, did_you_mean
 from jaxkd.schema import Each, Field, Free
@@ -34,6 +34,7 @@ __all__ = [
   "override",
   "parse_arg",
   "parse_claim",
+  "parse_smallest",
   "read_values",
   "to_json",
   "to_yaml",

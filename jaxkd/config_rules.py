@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
 from jaxkd import schema
 from jaxkd.config_terms import validate_objective
 from jaxkd.errors import UserError, did_you_mean
+
+# What a study's claims may be about; `jaxkd.study_statistics.METRICS` says how each is shown.
+JUDGED = (
+  "accuracy_cls",
+  "mean_distance",
+  "cls_dispersion",
+  "collapsed_heads",
+  "hessian_trace",
+  "accuracy_mean",
+  "accuracy_dist",
+)
 
 
 def validate(config: ConfigDict) -> None:
@@ -40,6 +53,7 @@ def _validate_study(config: ConfigDict) -> None:
     validate_objective(arm, config, f"study.arms.{name}.", known_weights=set(study.teachers))
   for claim in study.claims:
     parse_claim(claim, set(study.arms))
+  parse_smallest(study.smallest)
   _validate_common(config, "")
   for name, arm in study.arms.items():
     _validate_average(arm, config, f"study.arms.{name}.", "")
@@ -55,7 +69,32 @@ def parse_claim(claim: str, arms: set[str]) -> tuple[str, tuple[str, ...]]:
       f"study.claims: cannot read {claim!r}",
       f"write 'metric: armA < armB' with the arms {', '.join(sorted(arms))}",
     )
-  return metric.strip(), names
+  return _judged("study.claims", metric), names
+
+
+def parse_smallest(texts: Sequence[str]) -> dict[str, float]:
+  """`("accuracy_cls: 0.01",)` -> `{"accuracy_cls": 0.01}`."""
+  found: dict[str, float] = {}
+  for text in texts:
+    metric, _, size = text.partition(":")
+    try:
+      value = float(size)
+    except ValueError:
+      value = math.nan
+    if not 0 < value < math.inf or metric.strip() in found:
+      raise UserError(
+        f"study.smallest: cannot read {text!r}",
+        "write 'metric: size' once for a metric, such as 'accuracy_cls: 0.01' for one point",
+      )
+    found[_judged("study.smallest", metric)] = value
+  return found
+
+
+def _judged(key: str, metric: str) -> str:
+  name = metric.strip()
+  if name not in JUDGED:
+    raise UserError(f"{key}: unknown metric '{name}'", did_you_mean(name, JUDGED))
+  return name
 
 
 def _validate_run(config: ConfigDict, path: str) -> None:

@@ -432,6 +432,10 @@ STUDY = {
     "teachers": Each({"label": Field("", "name in tables and figures"), "run": RUN}),
     "arms": Each(ARM),
     "claims": Field((), "orderings to test: 'metric: armA < armB < armC'"),
+    "smallest": Field(
+      ("accuracy_cls: 0.01",),
+      "smallest differences of interest, 'metric: size': how many seeds would find them is in the report",
+    ),
     "hessian_images": Field(100, "images of the fixed class-balanced sample", low=10),
     "probes": Field(30, "Hutchinson probes per model", low=2),
     "images": Field(256, "test images for attention and CKA", low=16),

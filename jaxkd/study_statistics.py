@@ -12,8 +12,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import config as configs
-from jaxkd import data, schema
-from jaxkd.analysis import Comparison, compare, mean_interval, smallest_detectable, verdict
+from jaxkd import data, schema, study_power
+from jaxkd.analysis import (
+  Comparison,
+  bootstrap_few,
+  compare,
+  hedges_g,
+  mean_interval,
+  smallest_detectable,
+  verdict,
+)
+from jaxkd.analysis.statistics import unclear_steps
 from jaxkd.diagnosis import INERT_SHARE, gradient_share
 
 SCHEMA = "jaxkd.study/1"
@@ -90,7 +99,7 @@ def summarize(
 ) -> dict[str, Any]:
   """`study.json` (schema in `jaxkd.report`) from one examination per arm and seed."""
   arms = {arm: _arm(config.study.arms[arm], arm, entries) for arm, entries in runs.items()}
-  comparisons, verdicts = _judge(config, arms)
+  comparisons, verdicts = judge(config, arms)
   dataset, test = data.load(config.data), data.load_test(config.data)
   found = {arm: _curve(rows) for arm, rows in curves.items()}
   return {
@@ -115,7 +124,7 @@ def summarize(
     "arms": arms,
     "baseline": config.study.baseline,
     "teachers": teachers,
-    "comparisons": [_comparison_entry(c) for c in comparisons],
+    "comparisons": comparisons,
     "verdicts": verdicts,
     "curves": found,
   }
@@ -141,7 +150,7 @@ def _arm(options: ConfigDict, arm: str, entries: list[dict[str, Any]]) -> dict[s
     "label": options.label or arm,
     "description": options.description,
     "runs": runs,
-    "summary": {k: _interval(mean_interval([r[k] for r in runs])) for k in keys},
+    "summary": {k: summary([r[k] for r in runs]) for k in keys},
     "distance_per_layer": [e["attention"]["layer_distance"]["mean"] for e in entries],
     "terms": {n: {"kind": t.kind, "weight": t.weight} for n, t in options.terms.items()},
   }
@@ -160,8 +169,11 @@ def measures(entry: dict[str, Any]) -> dict[str, float]:
   }
 
 
-def _interval(found) -> dict[str, float | None]:
-  return {k: _number(getattr(found, k)) for k in ("mean", "low", "high", "sd", "n")}
+def summary(values: list[float]) -> dict[str, float | None]:
+  """Mean over seeds with its 95 % t interval, and the percentile bootstrap interval beside it."""
+  found, (low, high) = mean_interval(values), bootstrap_few(values)
+  kept = {k: _number(getattr(found, k)) for k in ("mean", "low", "high", "sd", "n")}
+  return {**kept, "bootstrap_low": _number(low), "bootstrap_high": _number(high)}
 
 
 def _number(value: float) -> float | None:
@@ -169,8 +181,13 @@ def _number(value: float) -> float | None:
   return value if math.isfinite(value) else None
 
 
-def _judge(config: ConfigDict, arms: dict[str, Any]) -> tuple[list[Comparison], list[dict[str, Any]]]:
-  """All paired differences as one family after Holm, and a verdict on each claimed ordering."""
+def judge(config: ConfigDict, arms: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+  """All paired differences as one family after Holm, and a verdict on each claimed ordering: entries of `study.json`.
+
+  Args:
+    config: of the study; read are its claims, baseline and smallest differences of interest.
+    arms: entries with `label` and `runs`, as in `study.json`.
+  """
   claims = [configs.parse_claim(c, set(arms)) for c in config.study.claims]
   values = {
     m["key"]: {a: {r["seed"]: r[m["key"]] for r in arm["runs"]} for a, arm in arms.items()}
@@ -182,25 +199,44 @@ def _judge(config: ConfigDict, arms: dict[str, Any]) -> tuple[list[Comparison], 
   pairs += [(m, baseline, a) for m in dict(claims) or values for a in arms if a != baseline]
   unique = {(m, frozenset((a, b))): (m, a, b) for m, a, b in reversed(pairs)}
   comparisons = compare(values, list(reversed(unique.values())))
+  smallest = configs.parse_smallest(config.study.smallest)
+  entries = [_comparison_entry(c, values[c.metric], smallest.get(c.metric)) for c in comparisons]
   verdicts = []
   for claim, (metric, order) in zip(config.study.claims, claims, strict=True):
     labels = {a: arm["label"] for a, arm in arms.items()}
     named = [dataclasses.replace(c, a=labels[c.a], b=labels[c.b]) for c in comparisons if c.metric == metric]
-    found = verdict([labels[a] for a in order], named)
-    name = next(m["label"] for m in METRICS if m["key"] == metric)
+    shown = next(m for m in METRICS if m["key"] == metric)
+    unit = "points" if shown["unit"] == "%" else shown["unit"]
+    names = [labels[a] for a in order]
+    found = verdict(names, named, scale=shown["scale"], unit=unit)
     entry = {
-      "claim": f"{name}: {' < '.join(labels[a] for a in order)}",
+      "claim": f"{shown['label']}: {' < '.join(names)}",
       "text": claim,
       "metric": metric,
       "order": list(order),
     }
+    if found.outcome == "undecided":
+      entry["power"] = study_power.note(unclear_steps(names, named), smallest.get(metric), shown)
     verdicts.append({**entry, "verdict": found.outcome, "reason": found.reason})
-  return comparisons, verdicts
+  return entries, verdicts
 
 
-def _comparison_entry(c: Comparison) -> dict[str, Any]:
+def _comparison_entry(
+  c: Comparison, values: dict[str, dict[int, float]], smallest: float | None
+) -> dict[str, Any]:
   numbers = {k: _number(getattr(c, k)) for k in ("low", "high", "level", "p", "p_holm", "sd", "effect", "n")}
-  return {"metric": c.metric, "a": c.a, "b": c.b, "mean": c.difference, **numbers}
+  low, high = bootstrap_few([values[c.b][s] - values[c.a][s] for s in values[c.a]], confidence=c.level)
+  g = hedges_g(c.effect if c.sd else math.nan, c.n)
+  more = {"bootstrap_low": low, "bootstrap_high": high, "g": g.mean, "g_low": g.low, "g_high": g.high}
+  return {
+    "metric": c.metric,
+    "a": c.a,
+    "b": c.b,
+    "mean": c.difference,
+    **numbers,
+    **{k: _number(v) for k, v in more.items()},
+    "power": study_power.planned(c, smallest),
+  }
 
 
 def _conditions(config: ConfigDict) -> list[str]:
@@ -232,16 +268,16 @@ def _trains_dist(arm: ConfigDict) -> bool:
   )
 
 
-def _warnings(config: ConfigDict, curves: dict[str, Any], comparisons: list[Comparison]) -> list[str]:
+def _warnings(config: ConfigDict, curves: dict[str, Any], comparisons: list[dict[str, Any]]) -> list[str]:
   out = []
   seeds = len(config.study.seeds)
   if seeds < 5:
-    worst = [c for c in comparisons if c.metric == "accuracy_cls" and math.isfinite(c.sd)]
+    worst = [c for c in comparisons if c["metric"] == "accuracy_cls" and c["sd"] is not None]
     text = f"{seeds} seeds decide little: after Holm over {len(comparisons)} differences"
     if worst:
-      limit = max(smallest_detectable(c.sd, c.n, level=c.level) for c in worst)
+      limit = max(smallest_detectable(c["sd"], c["n"], level=c["level"]) for c in worst)
       text += f" an accuracy difference must reach up to {100 * limit:.1f} points to count"
-    out.append(text + ". Undecided means undecided, not equal.")
+    out.append(f"{text}. Undecided means undecided, not equal. {study_power.caution(seeds)}".strip())
   for arm, curve in curves.items():
     for term, shares in curve["gradient_share"].items():
       # The last measurement, when every warm-up is over.

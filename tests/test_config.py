@@ -181,6 +181,25 @@ def test_claims_must_name_arms():
     configs.parse_claim("accuracy_cls: a < c", {"a", "b"})
 
 
+def test_claims_and_smallest_differences_must_name_metrics_of_a_study():
+  from jaxkd.config_rules import JUDGED
+  from jaxkd.study_statistics import METRICS
+
+  assert set(JUDGED) == {m["key"] for m in METRICS}
+  with pytest.raises(UserError, match=r"study.claims: unknown metric 'acuracy_cls'") as e:
+    configs.parse_claim("acuracy_cls: a < b", {"a", "b"})
+  assert e.value.hint == "did you mean 'accuracy_cls'?"
+  assert configs.parse_smallest(("accuracy_cls: 0.01", "mean_distance:2")) == {
+    "accuracy_cls": 0.01,
+    "mean_distance": 2.0,
+  }
+  for bad in (("accuracy_cls",), ("accuracy_cls: -1",), ("accuracy_cls: nan",), ("accuracy_cls: 1",) * 2):
+    with pytest.raises(UserError, match=r"study.smallest: cannot read"):
+      configs.parse_smallest(bad)
+  with pytest.raises(UserError, match=r"study.smallest: unknown metric 'speed'"):
+    configs.parse_smallest(("speed: 1",))
+
+
 def test_difference_names_keys_and_both_values():
   old, new = validated(minimal()), validated(minimal(optim={"lr": 0.5}))
   assert configs.difference(old, new) == {"optim.lr": (0.001, 0.5)}

@@ -66,6 +66,19 @@ def test_the_study_leaves_numbers_verdicts_and_a_page(folder):
   study = json.loads((folder / "out" / "study.json").read_text())
   assert {a: len(arm["runs"]) for a, arm in study["arms"].items()} == {"none": 2, "cnn_kd": 2, "ssl": 2}
   assert [v["verdict"] for v in study["verdicts"]] == ["undecided", "undecided"]
+  assert "With the spread between these 2 seeds" in study["verdicts"][0]["power"]
+  tables = {p.name for p in (folder / "out" / "tables").iterdir()}
+  assert tables == {
+    *(
+      "arms.csv",
+      "arms.tex",
+      "differences.csv",
+      "differences.tex",
+      "runs.csv",
+      "verdicts.csv",
+      "verdicts.tex",
+    )
+  }
   assert "One teacher of each kind (cnn, ssl) is shared" in study["conditions"][0]
   page = (folder / "out" / "report.html").read_text()
   assert "CNN &lt;b&gt;" in page

@@ -8,7 +8,7 @@ from jaxkd.analysis.attention import (
   rollout_statistics,
   uniform_distance,
 )
-from jaxkd.analysis.bootstrap import Estimate, bootstrap_class_means, bootstrap_mean
+from jaxkd.analysis.bootstrap import Estimate, bootstrap_class_means, bootstrap_few, bootstrap_mean
 from jaxkd.analysis.curvature.estimate import TraceEstimate
 from jaxkd.analysis.curvature.ggn import ggn_trace
 from jaxkd.analysis.curvature.groups import first_component, layer_type
@@ -18,6 +18,7 @@ from jaxkd.analysis.curvature.sharpness import Sharpness, sharpness
 from jaxkd.analysis.hessian import hessian_trace, hessian_vector_product, rademacher_like
 from jaxkd.analysis.layers import LayerAccuracy, Shown, common_grid, layer_probes, layer_rows, model_cka
 from jaxkd.analysis.locality import attention_by_class, attention_per_image, summarize_attention
+from jaxkd.analysis.power import detectable_effect, hedges_g, power, sd_factors, seeds_needed
 from jaxkd.analysis.receptive_field import ReceptiveField, effective_receptive_field
 from jaxkd.analysis.robustness import CueConflict, Robustness, cue_conflict, robustness_curve
 from jaxkd.analysis.saliency import feature_maps, saliency
@@ -65,6 +66,7 @@ __all__ = [
   "attention_rollout",
   "attention_statistics",
   "bootstrap_class_means",
+  "bootstrap_few",
   "bootstrap_mean",
   "cka_accumulate",
   "cka_finish",
@@ -72,6 +74,7 @@ __all__ = [
   "common_grid",
   "compare",
   "cue_conflict",
+  "detectable_effect",
   "effective_receptive_field",
   "feature_maps",
   "feature_spectra",
@@ -79,6 +82,7 @@ __all__ = [
   "first_component",
   "fourier_spectrum",
   "ggn_trace",
+  "hedges_g",
   "hessian_trace",
   "hessian_vector_product",
   "holm",
@@ -93,11 +97,14 @@ __all__ = [
   "model_cka",
   "mutual_knn_matrix",
   "paired_difference",
+  "power",
   "procrustes_matrix",
   "rademacher_like",
   "robustness_curve",
   "rollout_statistics",
   "saliency",
+  "sd_factors",
+  "seeds_needed",
   "sharpness",
   "smallest_detectable",
   "spectral_density",

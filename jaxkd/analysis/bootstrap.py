@@ -2,9 +2,12 @@
 
 The unit that is drawn is the image, and all statistics of one call share the draws. So do calls with the same key,
 number of images and number of resamples: intervals of two models on the same images come from the same resamples.
+Of a handful of values, such as one for each seed, all resamples there are can be had.
 """
 
-from functools import partial
+import itertools
+import math
+from functools import cache, partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -15,6 +18,7 @@ from scipy.special import ndtr, ndtri
 
 Method = Literal["percentile", "bca"]
 _CHUNK = 128  # resamples at once
+_ALL = 8  # values up to which every resample is looked at: 6,435 different ones
 AnyArray = Array | np.ndarray
 
 
@@ -105,6 +109,48 @@ def resampled_means(
   flat = values.reshape(len(values), -1)
   draws = _resampled_means(flat - flat.mean(0), np.array([len(values)]), key, resamples)
   return (draws[:, 0] + flat.mean(0)).reshape(resamples, *values.shape[1:])
+
+
+def bootstrap_few(
+  values: Float[AnyArray, " n"], *, confidence: float = 0.95, resamples: int = 10_000
+) -> tuple[float, float]:
+  """Percentile bootstrap interval of the mean of a few values, exact up to 8 of them: no key, no noise.
+
+  Of few values it is too short whatever their distribution: the mean of a resample cannot leave their range, and at 3
+  values the range is the interval. Of normal values a 95 % interval covers the mean in 75 % of cases at 3 values,
+  83 % at 5 and 91 % at 10, where a t interval covers 95 %. One value has an infinite interval.
+
+  Raises:
+    ValueError: no values, values that are not one-dimensional or not finite, or a confidence outside (0, 1).
+
+  Source: Efron (1979), "Bootstrap methods: another look at the jackknife"; Fisher and Hall (1991), "Bootstrap
+    algorithms for small samples".
+  """
+  x = np.asarray(values, np.float64)
+  if x.ndim != 1 or not x.size or not np.isfinite(x).all() or not 0 < confidence < 1:
+    raise ValueError(f"values {x.tolist()} must be finite numbers, confidence = {confidence} between 0 and 1")
+  if len(x) < 2:
+    return -math.inf, math.inf
+  if len(x) > _ALL:
+    found = bootstrap_mean(x, key=jax.random.key(0), resamples=resamples, confidence=confidence)
+    return float(found.low), float(found.high)
+  counts, probability = _multisets(len(x))
+  means = x.mean() + counts @ (x - x.mean()) / len(x)  # of deviations: equal values have equal means
+  order = np.argsort(means, kind="stable")
+  below = np.cumsum(probability[order])
+  # A hair's breadth: a sum that should be the tail must not miss it by rounding.
+  tails = np.array([(1 - confidence) / 2, (1 + confidence) / 2]) - 1e-12
+  low, high = means[order][np.minimum(np.searchsorted(below, tails), len(means) - 1)]
+  return float(low), float(high)
+
+
+@cache
+def _multisets(n: int) -> tuple[np.ndarray, np.ndarray]:
+  """How often each of n values is drawn in each different resample, [r n], and the resamples' probabilities."""
+  drawn = itertools.combinations_with_replacement(range(n), n)
+  counts = np.array([np.bincount(d, minlength=n) for d in drawn])
+  ways = [math.factorial(n) / math.prod(map(math.factorial, row)) for row in counts.tolist()]
+  return counts.astype(np.float64), np.array(ways) / float(n) ** n
 
 
 def _starts(sizes: np.ndarray) -> np.ndarray:

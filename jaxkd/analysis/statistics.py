@@ -175,7 +175,9 @@ def compare(
   return found
 
 
-def verdict(order: Sequence[str], comparisons: Sequence[Comparison]) -> Verdict:
+def verdict(
+  order: Sequence[str], comparisons: Sequence[Comparison], *, scale: float = 1.0, unit: str = ""
+) -> Verdict:
   """Judges the ordering `order[0] < order[1] < ...` by the adjusted intervals of its adjacent pairs.
 
   supported: every interval lies above 0. contradicted: some interval lies wholly below 0. undecided: anything
@@ -184,6 +186,7 @@ def verdict(order: Sequence[str], comparisons: Sequence[Comparison]) -> Verdict:
   Args:
     order: arms in increasing order of the metric, as claimed; at least 2.
     comparisons: from one call of `compare`, in either direction; pairs that are not adjacent are not used.
+    scale: the reason shows `scale` times the values, in `unit`.
 
   Raises:
     ValueError: fewer than 2 arms, an arm twice, comparisons of several metrics, or an adjacent pair not
@@ -197,10 +200,20 @@ def verdict(order: Sequence[str], comparisons: Sequence[Comparison]) -> Verdict:
     )
   steps = [_oriented(a, b, comparisons) for a, b in itertools.pairwise(order)]
   if against := [c for c in steps if c.high < 0]:
-    return Verdict("contradicted", "; ".join(_describe(c, "below") for c in against))
+    return Verdict("contradicted", "; ".join(_describe(c, "below", scale, unit) for c in against))
   if unclear := [c for c in steps if c.low <= 0]:
-    return Verdict("undecided", "; ".join(_describe(c, "includes") for c in unclear))
-  return Verdict("supported", "; ".join(_describe(c, "above") for c in steps))
+    return Verdict("undecided", "; ".join(_describe(c, "includes", scale, unit) for c in unclear))
+  return Verdict("supported", "; ".join(_describe(c, "above", scale, unit) for c in steps))
+
+
+def unclear_steps(order: Sequence[str], comparisons: Sequence[Comparison]) -> list[Comparison]:
+  """The adjacent pairs of an ordering whose adjusted interval does not lie above 0, as b - a in its direction.
+
+  Raises:
+    ValueError: an adjacent pair that was not compared.
+  """
+  steps = (_oriented(a, b, comparisons) for a, b in itertools.pairwise(order))
+  return [c for c in steps if c.low <= 0]
 
 
 def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
@@ -279,13 +292,13 @@ def _oriented(a: str, b: str, comparisons: Sequence[Comparison]) -> Comparison:
   raise ValueError(f"no comparison of '{a}' with '{b}'; made: {made}")
 
 
-def _describe(c: Comparison, where: Literal["above", "below", "includes"]) -> str:
+def _describe(c: Comparison, where: Literal["above", "below", "includes"], scale: float, unit: str) -> str:
+  value = f"{c.b} - {c.a} = {scale * c.difference:.4g}" + (f" {unit}" if unit else "")
   if c.n < 2:
-    return f"{c.b} - {c.a} = {c.difference:.4g} rests on one seed, which has no interval"
+    return f"{value} rests on one seed, which has no interval"
   tail = {"above": "is above 0", "below": "is below 0", "includes": "includes 0"}[where]
-  text = (
-    f"{c.b} - {c.a} = {c.difference:.4g}, {100 * c.level:.4g} % interval [{c.low:.4g}, {c.high:.4g}] {tail}"
-  )
+  bounds = f"[{scale * c.low:.4g}, {scale * c.high:.4g}]"
+  text = f"{value}, {100 * c.level:.4g} % interval {bounds} {tail}"
   return f"{text} ({c.n} seeds{', all with the same difference' if c.sd == 0 else ''})"
 
 

@@ -29,6 +29,8 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
   study = run_study(config, folder)
   page = report.study_report(study, files.read_json(folder / "forensics" / "forensics.json"), folder)
+  for name, text in report.study_exports(study).items():
+    files.write_text(folder / "tables" / name, text)
   Console().print(report.console_table(study))
   print(f"report: {page}")
   return 0

@@ -46,12 +46,15 @@ Numbers may be null where a statistic does not exist, for example the interval o
   student: {model, parameters, steps, batch_size, optimizer, lr}
   metrics: [{key, label, unit, scale, digits, higher_is: str | null}]     # shown value = scale * stored value
   arms: {key: {label, description, runs: [{seed, <metric key>: number}],
-               summary: {metric key: {mean, low, high, sd, n}},
+               summary: {metric key: {mean, low, high, sd, n, bootstrap_low, bootstrap_high}},   # t; percentile
                distance_per_layer: [[l] per seed], terms: {name: {kind, weight, ...}}}}
   baseline: arm key
   teachers: [{key, label, model, parameters, trained_on, rows: [[what, fraction or text]]}]
-  comparisons: [{metric, a, b: arm key, mean, low, high, p, p_holm, n, level}]   # difference b - a, paired
-  verdicts: [{claim, metric, order: [arm key], verdict: supported | contradicted | undecided, reason}]
+  comparisons: [{metric, a, b: arm key, mean, low, high, p, p_holm, sd, n, level,    # difference b - a, paired
+                 bootstrap_low, bootstrap_high, effect, g, g_low, g_high,            # d_z and Hedges' g with 95 %
+                 power: {power, detectable, seeds_for_observed, smallest, seeds_for_smallest} | null}]
+  verdicts: [{claim, metric, order: [arm key], verdict: supported | contradicted | undecided, reason,
+              power: sentence, where undecided}]
   curves: {arm key: {step: [..],
                      train_loss, validation_accuracy: {mean, low, high: [..], step: [..] if its own},
                      terms, gradient_share: {term: [..]}}}
@@ -89,6 +92,7 @@ from jaxkd.report.page import (
   runs_console_table,
   runs_exports,
   runs_report,
+  study_exports,
   study_report,
   training_report,
 )
@@ -111,6 +115,7 @@ __all__ = [
   "runs_exports",
   "runs_report",
   "slugs",
+  "study_exports",
   "study_report",
   "training_report",
 ]

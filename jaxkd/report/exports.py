@@ -27,6 +27,8 @@ LATEX = {
   "…": r"\ldots{}",
 }
 
+PARAGRAPH = 60  # characters from which a LaTeX column breaks its lines
+
 
 def csv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
   """Rows as CSV, numbers in full precision, None as an empty cell.
@@ -52,7 +54,7 @@ def latex(text: str) -> str:
 
 def latex_text(table: Table) -> str:
   """A table of the page as a LaTeX float with `booktabs`; second lines follow in the same cell, smaller."""
-  alignment = "".join("r" if k in table.numeric else "l" for k in range(len(table.columns)))
+  alignment = "".join(_column(table, k) for k in range(len(table.columns)))
   body = [" & ".join(map(_latex_cell, row)) + r" \\" for row in table.rows]
   head = " & ".join(map(latex, table.columns)) + r" \\"
   note = [rf"\par\smallskip{{\footnotesize {latex(table.note)}}}"] if table.note else []
@@ -72,6 +74,12 @@ def latex_text(table: Table) -> str:
     r"\end{table}",
   ]
   return "\n".join(lines) + "\n"
+
+
+def _column(table: Table, k: int) -> str:
+  """Right-aligned numbers, left-aligned words, and a paragraph where there are sentences."""
+  longest = max((len(row[k].text) for row in table.rows), default=0)
+  return "r" if k in table.numeric else r"p{0.36\linewidth}" if longest > PARAGRAPH else "l"
 
 
 def _latex_cell(cell: Cell) -> str:
@@ -105,6 +113,58 @@ def forensics_csv(result: Mapping[str, Any]) -> dict[str, str]:
     "hessian.csv": (HESSIAN, list(_hessian(result))),
     "similarity.csv": (SIMILARITY, list(_similarity(result))),
     "differences.csv": (DIFFERENCES, list(result.get("comparisons") or ())),
+  }
+  return {name: csv_text(found, columns) for name, (columns, found) in rows.items() if found}
+
+
+RUNS = ("arm", "label", "seed", "metric", "value")
+SUMMARIES = ("arm", "label", "metric", "mean", "sd", "n", "low", "high", "bootstrap_low", "bootstrap_high")
+PAIRED = (
+  *(
+    "metric",
+    "a",
+    "b",
+    "mean",
+    "sd",
+    "n",
+    "low",
+    "high",
+    "bootstrap_low",
+    "bootstrap_high",
+    "level",
+    "p",
+    "p_holm",
+  ),
+  *("effect", "g", "g_low", "g_high", "detectable", "seeds_for_observed", "smallest", "seeds_for_smallest"),
+)
+JUDGEMENTS = ("claim", "metric", "verdict", "reason", "power")
+
+
+def study_csv(study: Mapping[str, Any]) -> dict[str, str]:
+  """A study as long tables in the units it stores: file name -> CSV."""
+  arms = [(key, {"arm": key, "label": arm["label"]}, arm) for key, arm in study["arms"].items()]
+  metrics = [m["key"] for m in study["metrics"]]
+  rows: dict[str, tuple[Sequence[str], list[Mapping[str, Any]]]] = {
+    "runs.csv": (
+      RUNS,
+      [
+        {**about, "seed": run["seed"], "metric": m, "value": run.get(m)}
+        for _, about, arm in arms
+        for run in arm["runs"]
+        for m in metrics
+      ],
+    ),
+    "arms.csv": (
+      SUMMARIES,
+      [
+        {**about, "metric": m, **arm["summary"][m]}
+        for _, about, arm in arms
+        for m in metrics
+        if m in arm["summary"]
+      ],
+    ),
+    "differences.csv": (PAIRED, [{**c, **(c.get("power") or {})} for c in study["comparisons"]]),
+    "verdicts.csv": (JUDGEMENTS, list(study["verdicts"])),
   }
   return {name: csv_text(found, columns) for name, (columns, found) in rows.items() if found}
 

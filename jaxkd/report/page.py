@@ -186,6 +186,7 @@ def study_report(study: Mapping[str, Any], forensics: Mapping[str, Any], out_dir
     verdicts=tables.verdicts_table(study),
     comparisons=tables.comparisons_table(study),
     seeds=tables.seeds_table(study, styles),
+    intervals=tables.intervals_table(study, styles),
     terms=tables.terms_table(study, styles),
     teachers=tables.teacher_tables(study),
     student=tables.pairs_table("Student", study["student"]),
@@ -197,6 +198,18 @@ def study_report(study: Mapping[str, Any], forensics: Mapping[str, Any], out_dir
   )
   save(study_figures.summary(study, styles, uniform=uniform), folder / "study_summary")
   return _write("study.html.j2", out_dir, **context, **_frame(study))
+
+
+def study_exports(study: Mapping[str, Any]) -> dict[str, str]:
+  """The tables of a study as files: CSV in full precision, LaTeX as on the page."""
+  study = cleaned(study)
+  styles = marks(_baseline_first(study))
+  shown = {
+    "arms.tex": tables.arms_table(study, styles),
+    "verdicts.tex": tables.verdicts_table(study),
+    "differences.tex": tables.comparisons_table(study),
+  }
+  return {**exports.study_csv(study), **{name: exports.latex_text(table) for name, table in shown.items()}}
 
 
 def _baseline_first(study: Mapping[str, Any]) -> list[str]:
@@ -326,7 +339,7 @@ def forensics_findings(result: Mapping[str, Any]) -> list[str]:
 def study_findings(study: Mapping[str, Any]) -> list[str]:
   """For every metric, which arms differ from the baseline, with the difference and its interval."""
   base = study["arms"][study["baseline"]]["label"]
-  found = []
+  found, open_ = [], []
   for metric in study["metrics"]:
     clear, rows = [], study_figures.against_baseline(study, metric["key"])
     for arm, *numbers, _ in rows:
@@ -338,8 +351,9 @@ def study_findings(study: Mapping[str, Any]) -> list[str]:
     if clear:
       found.append(f"{study_figures.axis_name(metric)}, difference to {base}: {'; '.join(clear)}.")
     elif rows:
-      found.append(
-        f"{study_figures.axis_name(metric)}: no arm can be told from {base} with "
-        f"{plural(len(study['seeds']), 'seed')}."
-      )
+      open_.append(metric["label"])
+  if open_:
+    found.append(
+      f"No arm can be told from {base} with {plural(len(study['seeds']), 'seed')} by {listing(open_)}."
+    )
   return found

@@ -87,7 +87,8 @@ def _pair(value: Any, where: str) -> None:
 
 _INTERVAL = _object(value=_number, low=_number, high=_number)
 _MATRIX = _list(_list(_number, least=1), least=1)
-_SUMMARY = _object(mean=_number, low=_number, high=_number)
+_BOOTSTRAP: dict[str, Check] = dict(bootstrap_low=_optional(_number), bootstrap_high=_optional(_number))
+_SUMMARY = _object(mean=_number, low=_number, high=_number, sd=_optional(_number), **_BOOTSTRAP)
 _SERIES = _object(
   mean=_list(_number),
   low=_optional(_list(_number)),
@@ -218,8 +219,15 @@ _COMPARISON = _object(
   p_holm=_number,
   n=_number,
   level=_number,
+  **_BOOTSTRAP,
+  **dict.fromkeys(("g", "g_low", "g_high"), _optional(_number)),
+  power=_optional(
+    _object(power=_number, detectable=_number, seeds_for_observed=_number, seeds_for_smallest=_number)
+  ),
 )
-_VERDICT = _object(claim=_text, metric=_text, verdict=_text, reason=_text, order=_list(_text))
+_VERDICT = _object(
+  claim=_text, metric=_text, verdict=_text, reason=_text, order=_list(_text), power=_optional(_text)
+)
 _CURVE = _object(
   step=_list(_number),
   train_loss=_optional(_SERIES),

@@ -246,7 +246,13 @@ def test_verdicts_and_teachers_are_said_in_words(study_page):
   row, c = differences[1], study["comparisons"][0]
   assert row[:2] == ["Accuracy (cls head), %", "CNN, logits − Baseline"]
   assert row[2] == f"{100 * c['mean']:+.1f}".replace("-", "−")
-  assert row[4:] == ["95 %", "0.030", "0.090", "3"]
+  low, high = (f"{100 * c[k]:+.1f}".replace("-", "−") for k in ("bootstrap_low", "bootstrap_high"))
+  assert row[4:8] == [f"[{low}, {high}]", "95 %", "0.030", "0.090"]
+  assert row[8] == "+1.50[−0.20, +4.00]"
+  assert row[9:] == ["3", f"{100 * c['power']['detectable']:.1f}", "12> 10,000 for 1.0"]
+  assert "about 210 seeds would find it" in rows[1][2]
+  intervals = page.table("Intervals over seeds")
+  assert len(intervals) == 1 + len(study["metrics"]) * len(study["arms"])
 
 
 def test_arms_keep_their_colours_in_the_forensics_section(study_page):

@@ -1,13 +1,14 @@
 """Numbers in words, the console table, and the messages for input that does not follow the schemas."""
 
 import copy
+import csv
 import io
 
 import pytest
 from rich.console import Console
 from rich.table import Table
 
-from jaxkd.report import console_table, forensics_report, study_report, training_report
+from jaxkd.report import console_table, forensics_report, study_exports, study_report, training_report
 from jaxkd.report.schemas import check_forensics, check_study, check_training
 from jaxkd.report.text import error_digits, interval, listing, number, percent, probability, setting, slugs
 
@@ -161,3 +162,34 @@ def test_bad_runs_are_refused(fake, tmp_path):
     training_report(_set(run, ["rows", 1, "step"], _set), tmp_path)
   with pytest.raises(ValueError, match=r"run is a list, expected an object with schema 'jaxkd.training/1'"):
     training_report([], tmp_path)
+
+
+def test_study_tables_as_files(fake):
+  """Full precision in CSV, in the stored unit; LaTeX as the page shows it."""
+  study = fake.study()
+  files = study_exports(study)
+  rows = list(csv.DictReader(io.StringIO(files["differences.csv"])))
+  assert len(rows) == len(study["comparisons"])
+  first, c = rows[0], study["comparisons"][0]
+  assert float(first["mean"]) == c["mean"]
+  assert float(first["bootstrap_low"]) == c["bootstrap_low"]
+  assert (first["seeds_for_observed"], first["seeds_for_smallest"]) == ("12", "")
+  runs = list(csv.DictReader(io.StringIO(files["runs.csv"])))
+  assert len(runs) == sum(len(a["runs"]) for a in study["arms"].values()) * len(study["metrics"])
+  assert "about 210 seeds would find it" in files["verdicts.csv"]
+  assert r"p{0.36\linewidth}" in files["verdicts.tex"]
+  assert r"with 80 \% probability" in files["verdicts.tex"]
+  for name in ("arms.tex", "differences.tex", "verdicts.tex"):
+    assert files[name].count(r"\begin{tabular}") == files[name].count(r"\end{tabular}") == 1
+
+
+def test_studies_written_before_the_bootstrap_are_still_drawn(fake, tmp_path):
+  study = fake.study()
+  new = ("bootstrap_low", "bootstrap_high", "g", "g_low", "g_high", "power")
+  summaries = [s for a in study["arms"].values() for s in a["summary"].values()]
+  for entry in [*study["comparisons"], *study["verdicts"], *summaries]:
+    for key in new:
+      entry.pop(key, None)
+  page = study_report(study, fake.forensics(fake.THREE), tmp_path).read_text()
+  assert "Intervals over seeds" in page
+  assert study_exports(study)["differences.csv"].count("\n") == 1 + len(study["comparisons"])
