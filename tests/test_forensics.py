@@ -16,8 +16,9 @@ from jaxkd.analysis.examination import Subject
 from jaxkd.analysis.forensics import METRICS, Observed
 from jaxkd.data import Split
 from jaxkd.errors import UserError
-from jaxkd.forensics import PICTURED, chosen_metrics
+from jaxkd.forensics import PICTURED, Budget, chosen_metrics, forensics
 from jaxkd.main import main
+from jaxkd.report import page, style
 from jaxkd.train import train
 from tests import tiny
 
@@ -40,7 +41,13 @@ def result_of(out):
   return json.loads((out / "forensics.json").read_text())
 
 
-def test_every_metric_of_a_mix_of_architectures(runs, tmp_path, capsys):
+def drawn(stem):
+  """Of the figure files only the saliency's: the page has its own copies, and `tests/report` looks at the formats."""
+  return stem if stem is not None and stem.name.startswith("saliency") else None
+
+
+def test_every_metric_of_a_mix_of_architectures(runs, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(page, "save", lambda figure, stem: style.save(figure, drawn(stem)))
   paths = [str(runs / n) for n in ("vit", "cnn", "other")]
   names = ["-n", "A/b <script>", "-n", "CNN", "-n", "Other"]
   assert main(["forensics", *paths, *names, "--metrics=all", *SMALL, "-o", str(tmp_path)]) == 0
@@ -62,6 +69,7 @@ def test_every_metric_of_a_mix_of_architectures(runs, tmp_path, capsys):
     ("CNN", "Other", "rbf"),
     ("CNN", "CNN", "linear"),
   }
+  assert {c["estimator"].split(",")[0] for c in result["cka"]} == {"debiased linear", "debiased RBF"}
   assert len(result["alignment"]) == 3
   assert {(c["metric"], c["b"]) for c in result["comparisons"]} == {
     ("accuracy_cls", "CNN"),
@@ -180,32 +188,32 @@ def test_the_predicted_time_grows_with_what_is_asked(runs):
   ]
 
 
-NUMBERS = """
-import json, sys
-from jaxkd import subjects
-from jaxkd.forensics import Budget, forensics
+def compared(vit, cnn, out):
+  models, config = subjects.load_subjects([str(vit), str(cnn)], ["vit", "cnn"])
+  budget = Budget(("hessian", "attention", "cka", "locality", "robustness"), 16, 8, 3)
+  forensics(models, config, out, budget=budget, date="")
+  return result_of(out)
+
+
+ON_EIGHT = """
+import sys
 from pathlib import Path
-models, config = subjects.load_subjects(sys.argv[1:3], ["vit", "cnn"])
-budget = Budget(("hessian", "attention", "cka", "locality", "robustness"), 16, 8, 3)
-forensics(models, config, Path(sys.argv[3]), budget=budget, date="")
 import jax
-from jaxkd.analysis.streaming import spread
 import numpy as np
-assert len(spread(np.zeros((16, 2))).devices() if jax.device_count() > 1 else [0]) == jax.device_count()
+from jaxkd.analysis.streaming import spread
+from tests.test_forensics import compared
+compared(*map(Path, sys.argv[1:]))
+assert len(spread(np.zeros((16, 2))).devices()) == jax.device_count() == 8
 """
 
 
 def test_eight_devices_give_one_devices_numbers(runs, tmp_path):
-  def numbers(devices):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    out = tmp_path / str(devices)
-    command = [sys.executable, "-c", NUMBERS, str(runs / "vit"), str(runs / "cnn"), str(out)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return result_of(out)
-
-  one, eight = numbers(1), numbers(8)
+  flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+  paths = [str(p) for p in (runs / "vit", runs / "cnn", tmp_path / "8")]
+  env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run([sys.executable, "-c", ON_EIGHT, *paths], env=env, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  one, eight = compared(runs / "vit", runs / "cnn", tmp_path / "1"), result_of(tmp_path / "8")
   for a, b in zip(one["models"], eight["models"], strict=True):
     assert a["accuracy"] == b["accuracy"]
     assert a["hessian"]["trace"] == pytest.approx(b["hessian"]["trace"], rel=2e-3, abs=1e-3)

@@ -50,6 +50,7 @@ METRICS = {
   "features": "pictures: feature maps of a first, a middle and the last layer",
 }
 STANDARD = ("hessian", "attention", "cka", "locality", "saliency")
+KERNELS = {"linear": "linear", "rbf": "RBF"}  # as they are written
 PAIRS = ("cka", "rbf", "alignment")  # those that look at two models at once
 
 
@@ -153,7 +154,7 @@ def similarities(
             "stderr": plain(found.stderr),
             "kernel": kernel,
             "images": len(images),
-            "estimator": f"debiased {kernel}, {batches}, flattened patch tokens, one row per image",
+            "estimator": f"debiased {KERNELS[kernel]}, {batches}, flattened patch tokens, one row per image",
           }
         )
   return out

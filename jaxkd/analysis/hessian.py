@@ -174,6 +174,7 @@ def _probe_values(
       starts = range(indices.start, indices.stop, chunk)
       values = [_probes(hvp, params, key, jnp.arange(i, i + chunk, dtype=jnp.uint32), heads) for i in starts]
       total += weight * np.concatenate(jax.device_get(values)).astype(np.float64)[: len(indices)]
+      del hvp  # or the next map would be made while this one's residuals are still there
   if not np.isfinite(total).all():
     first = indices[int(np.argwhere(~np.isfinite(total))[0, 0])]
     raise FloatingPointError(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from jaxkd.analysis.curvature.folding import fold
 from jaxkd.analysis.curvature.sample import LossFn, in_float, shares, signature
 
 
@@ -19,7 +20,7 @@ def linear_map(loss_fn: LossFn, params: PyTree, batch: PyTree) -> Callable[[PyTr
   program.
   """
   _, hvp = jax.linearize(jax.grad(lambda p: loss_fn(p, batch)), params)
-  return hvp
+  return fold(hvp, params)
 
 
 def hessian_vector_product(

@@ -114,7 +114,7 @@ class _Graph:
   def inner(self, leaf: int, value: Any, swapped: bool = False) -> Float[Array, ""]:
     """<v's leaf, value>, where `swapped` says that value is the transpose of something like the leaf."""
     made = self.made.get(id(value))
-    if made is not None and made.name == "add_any":
+    if made is not None and made.name in ("add_any", "add"):
       return self.inner(leaf, made.inputs[0], swapped) + self.inner(leaf, made.inputs[1], swapped)
     if made is not None and made.name == "transpose" and value.ndim == 2:
       return self.inner(leaf, made.inputs[0], not swapped)
