@@ -1,25 +1,32 @@
-"""Images per second of the augmentation on the device, against a torch DataLoader; and its share of a training step.
+"""Images per second of the augmentation on the device, against torchvision; and its share of a training step.
 
-  python -m bench.data [--rounds 5] [--no-torch]
+  python -m bench.data [--rounds 5] [--no-torch] [--no-training] [--out results/bench_data.json]
 
 Crop, flip, AutoAugment, normalise and Cutout on 32 px images in batches of 512: `jaxkd.data.make_views` as in the
-training step, images resident, against the same operations on PIL images as torchvision does them (bench.pillow_loader,
-needs torch) with 0 and 2 workers. Each round runs one after the other, the loaders whole epochs, so that their workers
-rest while others are timed. Then a step of DeiT-Tiny at batch 128, its augmentation alone, and its wait for the batch.
+training step, images resident, against DataLoaders with 0 and 2 workers: of torchvision's transforms
+(bench.torch_loader), and of the same operations by hand, without what torchvision adds to them (bench.pillow_loader).
+Each round runs one after the other, the loaders whole epochs, so that their workers rest while others are timed. The
+ratio is to the fastest loader of its kind, whichever it is. The time cores are busy per image, without workers, does
+not depend on what else the machine does, as images/s do. Then the parts of `make_views`, each alone; and a step of
+DeiT-Tiny at batch 128, its augmentation alone, and its wait for the batch.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bench import data_parts
 from jaxkd import config as configs
 from jaxkd import data, run_folder, schema, step
 from jaxkd.data.policies import CIFAR10
@@ -65,16 +72,28 @@ def device(images: np.ndarray, batch: int = BATCH) -> Callable[[], float]:
   return seconds
 
 
-def torch_loader(images: np.ndarray, workers: int) -> Callable[[], float]:
-  """`seconds()` of one epoch."""
-  from bench import pillow_loader
+def loaders(images: np.ndarray) -> dict[str, Callable[[], float]]:
+  """Name -> `seconds()` of one epoch, for every kind of transforms and number of workers."""
+  import torch
 
-  dataset = pillow_loader.Augmented(images, CIFAR10, MEAN, STD)
-  loader = pillow_loader.loader(dataset, batch_size=BATCH, workers=workers)
+  from bench import pillow_loader, torch_loader
 
+  torch.set_num_threads(1)  # as in workers: on images this small threads only wait for each other
+  options = {"mean": MEAN, "std": STD, "crop": AUGMENT["crop"], "cutout": AUGMENT["cutout"]}
+  made = {}
+  for workers in (0, 2):
+    for variant in torch_loader.VARIANTS:
+      name = f"torchvision {variant}, {workers} workers"
+      made[name] = torch_loader.loader(images, variant, batch_size=BATCH, workers=workers, **options)
+    by_hand = pillow_loader.Augmented(images, CIFAR10, MEAN, STD)
+    made[f"by hand, {workers} workers"] = pillow_loader.loader(by_hand, batch_size=BATCH, workers=workers)
+  return {name: epoch(loader, len(images)) for name, loader in made.items()}
+
+
+def epoch(loader: Any, images: int) -> Callable[[], float]:
   def seconds() -> float:
     start = time.perf_counter()
-    assert sum(len(batch) for batch in loader) == len(images)
+    assert sum(len(batch) for batch in loader) == images
     return time.perf_counter() - start
 
   seconds()  # starts the workers
@@ -87,21 +106,28 @@ def quantiles(values: list[float]) -> dict[str, float]:
 
 def throughput(rounds: int, *, torch: bool) -> dict[str, Any]:
   images = pictures(EPOCH * BATCH)
-  timed = {"device": device(images)}
-  if torch:
-    timed |= {f"torch, {workers} workers": torch_loader(images, workers) for workers in (0, 2)}
+  timed = {"device": device(images), **(loaders(images) if torch else {})}
   speed: dict[str, list[float]] = {name: [] for name in timed}
+  busy: dict[str, list[float]] = {name: [] for name in timed if "2 workers" not in name}
   for _ in range(rounds):
     for name, seconds in timed.items():
-      speed[name].append(len(images) * (REPEAT if name == "device" else 1) / seconds())
+      images_seen, before = len(images) * (REPEAT if name == "device" else 1), time.process_time()
+      speed[name].append(images_seen / seconds())
+      if name in busy:
+        busy[name].append(1e6 * (time.process_time() - before) / images_seen)
   result: dict[str, Any] = {"images/s": {name: quantiles(values) for name, values in speed.items()}}
-  if torch:
-    best = max(float(np.median(values)) for name, values in speed.items() if name != "device")
-    result["ratio"] = float(np.median(speed["device"])) / best
-    result["ratio, round by round"] = quantiles(
-      [d / max(others) for d, *others in zip(*speed.values(), strict=True)]
-    )
+  result["core microseconds per image"] = {name: quantiles(values) for name, values in busy.items()}
+  for kind in ("torchvision", "by hand") if torch else ():
+    result[f"ratio to {kind}"] = ratio(speed, kind)
   return result
+
+
+def ratio(speed: dict[str, list[float]], kind: str) -> dict[str, Any]:
+  """To the loader of this kind whose median is highest: of the medians, and round by round."""
+  best = max((name for name in speed if name.startswith(kind)), key=lambda name: np.median(speed[name]))
+  by_round = [ours / theirs for ours, theirs in zip(speed["device"], speed[best], strict=True)]
+  medians = float(np.median(speed["device"]) / np.median(speed[best]))
+  return {"fastest": best, "of medians": medians, "round by round": quantiles(by_round)}
 
 
 def training(rounds: int, *, batch: int = 128) -> dict[str, Any]:
@@ -145,11 +171,22 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--no-torch", action="store_true")
   parser.add_argument("--no-training", action="store_true")
+  parser.add_argument("--out", type=Path, help="writes the result there too")
   args = parser.parse_args()
-  result = {"batch": BATCH, "pixels": SIZE, **throughput(args.rounds, torch=not args.no_torch)}
+  result = {
+    "command": " ".join(["python -m bench.data", *sys.argv[1:]]),
+    "date": str(datetime.date.today()),
+    "hardware": run_folder.hardware(),
+    "batch": BATCH,
+    "pixels": SIZE,
+    **throughput(args.rounds, torch=not args.no_torch),
+    "parts ms": data_parts.parts(pictures(BATCH), AUGMENT, mean=MEAN, std=STD, rounds=args.rounds),
+  }
   if not args.no_training:
     result["training"] = training(args.rounds)
-  print(json.dumps({**result, "hardware": run_folder.hardware()}, indent=2))
+  print(text := json.dumps(result, indent=2))
+  if args.out:
+    args.out.write_text(text + "\n")
 
 
 if __name__ == "__main__":

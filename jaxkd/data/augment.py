@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -15,9 +16,10 @@ from flax import struct
 from jaxtyping import Array, Float, Int, UInt8
 
 from jaxkd import schema
-from jaxkd.data import mixing, operations, policies
+from jaxkd.data import mixing, operations, packing, policies
 from jaxkd.data.boxes import NO_SCALE, affine_matrices, draw_affine, draw_boxes, sample_boxes
-from jaxkd.data.photometry import Draws, apply_photometry, draw_photometry, photometry
+from jaxkd.data.fusion import apart
+from jaxkd.data.photometry import Draws, apply_photometry, draw_photometry, floats, photometry
 from jaxkd.data.policies import ID, Plan
 
 __all__ = [
@@ -168,6 +170,7 @@ def make_views(
   clean = jnp.tile(source, (views["global_count"], 1, 1, 1))
   aligned = _geometry(images, clean, whole, augment, views)
   student = apply_photometry(aligned, whole.photometry, mean=mean, plan=whole.plan)
+  aligned = floats(aligned)
   out: dict[str, Any] = {"student": student, "same": student, "aligned": aligned, "clean": clean}
   if augment["mixup"] or augment["cutmix"]:
     out["student"], out["mix"] = _mixed(student, jax.random.fold_in(key, MIX), augment, images.shape[0])
@@ -191,8 +194,8 @@ def moves(policy: str) -> bool:
   return policy != "none" and not policy.endswith("_color")
 
 
-def _geometry(images, source, drawn: Drawn, augment: dict, views: dict) -> Float[Array, "n h w c"]:
-  """The geometry all branches share: boxes alone in floats, everything else in one gather of levels."""
+def _geometry(images, source, drawn: Drawn, augment: dict, views: dict) -> Array:
+  """The geometry all branches share: boxes alone in floats, everything else in one gather of packed pixels."""
   if not drawn.affine and not moves(augment["policy"]):
     return sample_boxes(source, drawn.boxes, source.shape[1])
   size = images.shape[1:3]
@@ -204,8 +207,8 @@ def _geometry(images, source, drawn: Drawn, augment: dict, views: dict) -> Float
   # Policies sample the nearest pixel, as their reference implementations do.
   whole_pixels = set(drawn.affine) <= {"translate"} and tuple(views["global_scale"]) == NO_SCALE
   method = "nearest" if whole_pixels else "bilinear"
-  tiled = jnp.tile(images, (views["global_count"], 1, 1, 1))
-  return operations.affine(tiled, matrices, method=method).astype(jnp.float32) / 255
+  tiled = jnp.tile(packing.pack(images), (views["global_count"], 1, 1, 1))
+  return apart(functools.partial(operations.affine, method=method), tiled, matrices)
 
 
 def _mixed(images, key: Array, augment: dict, b: int):

@@ -6,12 +6,14 @@ Brightness, contrast, erasing and Cutout are exact in floats. A policy and the o
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
-from jaxkd.data import operations, policies
+from jaxkd.data import operations, packing, policies
 from jaxkd.data.policies import Plan
 
 ON_LEVELS = ("saturation", "hue", "grayscale", "blur", "solarize")
@@ -96,29 +98,47 @@ def _cutout_boxes(key: Array, b: int, size: tuple[int, int], side: int) -> Int[A
   return jnp.concatenate([top, left, jnp.full((b, 2), side, jnp.int32)], axis=1)
 
 
+def floats(images: Shaped[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+  """Levels (uint8, or packed by `packing.pack`) in [0, 1]; floats as they are."""
+  if jnp.issubdtype(images.dtype, jnp.floating):
+    return images
+  return packing.unpack(images).astype(jnp.float32) / 255
+
+
+def levels(images: Shaped[Array, "b h w c"]) -> UInt[Array, "b h w 1"]:
+  """Packed pixels of the nearest levels; levels as they are, packed."""
+  if jnp.issubdtype(images.dtype, jnp.floating):
+    images = jnp.round(images * 255).astype(jnp.uint8)
+  return packing.pack(images)
+
+
 def apply_photometry(
-  images: Float[Array, "b h w c"], drawn: Draws, *, mean: tuple[float, ...], plan: Plan | None = None
+  images: Shaped[Array, "b h w c"], drawn: Draws, *, mean: tuple[float, ...], plan: Plan | None = None
 ) -> Float[Array, "b h w c"]:
   """Brightness, contrast (around the image's own mean grey), policy, saturation, hue, grayscale, blur, solarize,
-  erasing and Cutout, in this order, in [0, 1]; erased pixels take the value `mean` of their channel."""
+  erasing and Cutout, in this order, in [0, 1]; erased pixels take the value `mean` of their channel.
+
+  Args:
+    images: floats in [0, 1], or levels: uint8 or packed.
+  """
+  if "brightness" in drawn or "contrast" in drawn:
+    images = floats(images)
   if "brightness" in drawn:
     images = jnp.clip(images * _per_image(drawn["brightness"]), 0, 1)
   if "contrast" in drawn:
     grey = images.mean(axis=(1, 2, 3), keepdims=True)
     images = jnp.clip(grey + (images - grey) * _per_image(drawn["contrast"]), 0, 1)
   if plan is not None or any(name in drawn for name in ON_LEVELS):
-    images = _on_levels(images, drawn, plan)
-  for name in ("erase", "cutout"):
-    images = _paint(images, drawn[name], mean) if name in drawn else images
-  return images
+    images = _on_levels(levels(images), drawn, plan)
+  boxes = [drawn[name] for name in ("erase", "cutout") if name in drawn]
+  return _painted(images, boxes, mean) if boxes else floats(images)
 
 
 def _per_image(x) -> Array:
   return x[:, None, None, None]
 
 
-def _on_levels(images, drawn: Draws, plan: Plan | None) -> Float[Array, "b h w c"]:
-  x = jnp.round(images * 255).astype(jnp.uint8)
+def _on_levels(x, drawn: Draws, plan: Plan | None) -> UInt[Array, "b h w 1"]:
   if plan is not None:
     x = policies.apply_photometry(x, plan)
   if "saturation" in drawn:
@@ -131,7 +151,7 @@ def _on_levels(images, drawn: Draws, plan: Plan | None) -> Float[Array, "b h w c
     x = operations.gaussian_blur(x, drawn["blur"], kernel_size=_kernel_size(x.shape[1:3]))
   if "solarize" in drawn:
     x = operations.solarize(x, jnp.where(drawn["solarize"], SOLARIZE, 256).astype(jnp.float32))
-  return x.astype(jnp.float32) / 255
+  return x
 
 
 def _kernel_size(size: tuple[int, ...]) -> int:
@@ -140,10 +160,17 @@ def _kernel_size(size: tuple[int, ...]) -> int:
   return 2 * min(max(1, round(side / 20)), side - 1) + 1
 
 
-def _paint(images, boxes: Int[Array, "b 4"], mean: tuple[float, ...]) -> Float[Array, "b h w c"]:
-  _, h, w, c = images.shape
+def _painted(images, several: list[Int[Array, "b 4"]], mean: tuple[float, ...]) -> Float[Array, "b h w c"]:
+  paint = jnp.array(mean, jnp.float32).reshape(1, 1, 1, -1)
+  hit = functools.reduce(jnp.logical_or, (_inside(boxes, images.shape[1:3]) for boxes in several))
+  if jnp.issubdtype(images.dtype, jnp.floating):
+    return jnp.where(hit, paint, images)
+  # The same numbers; a choice between packed pixels is made once for all channels.
+  return floats(jnp.where(hit, jnp.zeros((), images.dtype), images)) + jnp.where(hit, paint, 0.0)
+
+
+def _inside(boxes: Int[Array, "b 4"], size: tuple[int, ...]) -> Bool[Array, "b h w 1"]:
   top, left, height, width = (boxes[:, i, None] for i in range(4))
-  rows, columns = jnp.arange(h)[None], jnp.arange(w)[None]
-  hit_rows, hit_columns = (rows >= top) & (rows < top + height), (columns >= left) & (columns < left + width)
-  hit = (hit_rows[:, :, None] & hit_columns[:, None, :])[..., None]
-  return jnp.where(hit, jnp.array(mean, jnp.float32).reshape(1, 1, 1, c), images)
+  rows, columns = (jnp.arange(side)[None] for side in size)
+  rows, columns = (rows >= top) & (rows < top + height), (columns >= left) & (columns < left + width)
+  return (rows[:, :, None] & columns[:, None, :])[..., None]

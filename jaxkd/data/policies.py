@@ -28,16 +28,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt
 
-from jaxkd.data import operations
+from jaxkd.data import operations, packing
+from jaxkd.data.fusion import apart
 from jaxkd.errors import did_you_mean
 
 SHARD = 64
 BINS = 31  # magnitudes of RandAugment and TrivialAugment: 0 (weakest) to 30
-GRID = (
-  1024  # (a power of two) steps of the random offset between two points: probabilities are exact to 2^-17
-)
+GRID = 1024  # steps of the random offset between two points, a power of two: probabilities are exact to 2^-17
 
 GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 OPERATIONS: dict[str, Callable] = {  # all take (images, magnitude); enhancement magnitudes are factor - 1
@@ -204,14 +203,16 @@ def draw(
     raise ValueError(
       f"a stratified plan needs whole shards of {SHARD} examples, got {positions.shape[0]}; use stratified=False"
     )
-  k_points, k_values = jax.random.split(key)
+  groups = _groups(policy, count, magnitude)
+  n, stages = len(groups), sum(group.ops.shape[1] for group in groups)
+  random = _words(key, positions, 2 * (n + stages))
   drawn = []
-  for i, group in enumerate(_groups(policy, count, magnitude)):
-    points = (_shard_points if stratified else _free_points)(jax.random.fold_in(k_points, i), positions)
-    category = (points[:, None] >= jnp.asarray(group.bounds)[None]).sum(axis=1)
+  for i, group in enumerate(groups):
+    points = _shard_points(random[:, i], random[:, n + i]) if stratified else random[:, i] % (SHARD * GRID)
+    category = (points.astype(jnp.int32)[:, None] >= jnp.asarray(group.bounds)[None]).sum(axis=1)
     drawn.append((jnp.asarray(group.ops)[category], jnp.asarray(group.bins)[category]))
   ops, bins = (jnp.concatenate(x, axis=1) for x in zip(*drawn, strict=True))
-  magnitudes = _look_up(policy, size, ops, bins, uniforms(k_values, positions, 2 * ops.shape[1]))
+  magnitudes = _look_up(policy, size, ops, bins, _fractions(random[:, 2 * n :]))
   return Plan(ops, magnitudes, capacity=_capacity(policy, count, magnitude), sliced=stratified)
 
 
@@ -240,12 +241,14 @@ def _autoaugment(table, color_only: bool) -> _Group:
   """Four categories for each sub-policy: both of its operations, one of them, or none."""
   shares, ops, bins = [], [], []
   for first, p, first_bin, second, q, second_bin in table:
-    pair = [ID["identity" if color_only and name in GEOMETRIC else name] for name in (first, second)]
     for a, b in ((1, 1), (1, 0), (0, 1), (0, 0)):
       shares.append((p if a else 1 - p) * (q if b else 1 - q) / len(table))
-      ops.append([pair[0] * a, pair[1] * b])
+      ops.append([ID[first] * a, ID[second] * b])
       bins.append([first_bin, second_bin])
-  return _Group(_bounds(np.array(shares)), np.array(ops, np.int32), np.array(bins, np.int32))
+  pairs = np.array(ops, np.int32)
+  order = np.lexsort(pairs.T[::-1])  # equal operations side by side: their number varies least
+  kept = np.where(np.isin(pairs, [ID[name] for name in GEOMETRIC]), 0, pairs) if color_only else pairs
+  return _Group(_bounds(np.array(shares)[order]), kept[order], np.array(bins, np.int32)[order])
 
 
 def _bounds(shares: np.ndarray) -> np.ndarray:
@@ -265,19 +268,21 @@ def _capacity(policy: str, count: int, magnitude: int) -> tuple[tuple[int, ...],
   return tuple(capacity)
 
 
-def _shard_points(key: Array, positions) -> Int[Array, " b"]:
+def _shard_points(order: UInt[Array, " b"], offsets: UInt[Array, " b"]) -> UInt[Array, " b"]:
   """Systematic sampling: 64 equidistant points with one offset, dealt out to the shard's images."""
-
-  def points(shard):
-    random = jax.random.bits(jax.random.fold_in(key, shard), (SHARD + 1,))
-    return jnp.argsort(random[1:]).astype(jnp.int32) * GRID + (random[0] % GRID).astype(jnp.int32)
-
-  return jax.vmap(points)(positions[::SHARD] // SHARD).reshape(-1)
+  ranks = jnp.argsort(order.reshape(-1, SHARD), axis=1).astype(jnp.uint32)
+  return (ranks * GRID + offsets[::SHARD, None] % GRID).reshape(-1)
 
 
-def _free_points(key: Array, positions) -> Int[Array, " b"]:
-  random = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i)))(positions)
-  return (random % (SHARD * GRID)).astype(jnp.int32)  # a power of two, so all points are equally likely
+def _words(key: Array, positions: Int[Array, " b"], count: int) -> UInt[Array, "b {count}"]:
+  """`count` random words for each example, whatever the batch it is computed in."""
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
+  return jax.vmap(lambda k: jax.random.bits(k, (count,)))(keys)
+
+
+def _fractions(words: UInt[Array, "b n"]) -> Float[Array, "b n"]:
+  """Numbers in [0, 1) in steps of 2^-24."""
+  return (words >> 8).astype(jnp.float32) * 2**-24
 
 
 def uniforms(key: Array, positions: Int[Array, " b"], count: int) -> Float[Array, "b {count}"]:
@@ -323,12 +328,16 @@ def geometry_matrices(plan: Plan, size: tuple[int, int]) -> Float[Array, "b 2 3"
   return functools.reduce(operations.compose, stages)
 
 
-def apply_photometry(images: UInt8[Array, "b h w c"], plan: Plan) -> UInt8[Array, "b h w c"]:
-  """The photometric operations of the plan, stage by stage; geometric ones and the identity change nothing here."""
+def apply_photometry(images: UInt[Array, "b h w c"], plan: Plan) -> UInt[Array, "b h w c"]:
+  """The photometric operations of the plan, stage by stage; geometric ones and the identity change nothing here.
+
+  Args:
+    images: uint8, or packed (`packing.pack`); so is the result.
+  """
   return (_apply_sliced if plan.sliced else _apply_masked)(images, plan)
 
 
-def _apply_masked(images, plan: Plan) -> UInt8[Array, "b h w c"]:
+def _apply_masked(images, plan: Plan) -> UInt[Array, "b h w c"]:
   for stage, capacity in enumerate(plan.capacity):
     ops, magnitudes = plan.ops[:, stage], plan.magnitudes[:, stage]
     source = images
@@ -339,56 +348,71 @@ def _apply_masked(images, plan: Plan) -> UInt8[Array, "b h w c"]:
   return images
 
 
-def _apply_sliced(images, plan: Plan) -> UInt8[Array, "b h w c"]:
-  """Results of each stage are written behind the images into one buffer; `place` says where the newest version of an
-  image is in it. (Written in place: concatenated, each part would be computed again by all who read it.)"""
-  shards = images.shape[0] // SHARD
+def _apply_sliced(images, plan: Plan) -> UInt[Array, "b h w c"]:
+  """Each stage takes the newest version of its images, operation by operation, and keeps the results beside them;
+  `place` says where the newest version of an image is. (Each operation reads from and writes to a buffer of its own, so
+  that none waits for another and its pixels lie together; joined they are as packed pixels, which is a copy.)"""
+  packed = packing.pack(images)
+  shards = packed.shape[0] // SHARD
   ops, magnitudes = (x.reshape(shards, SHARD, -1) for x in (plan.ops, plan.magnitudes))
-  names = [[name for name in PHOTOMETRIC if capacity[ID[name]]] for capacity in plan.capacity]
-  slices = sum(
-    capacity[ID[name]] for stage, capacity in zip(names, plan.capacity, strict=True) for name in stage
-  )
   place = jnp.broadcast_to(jnp.arange(SHARD, dtype=jnp.int32)[None], (shards, SHARD))
-  pool = jnp.zeros((shards, SHARD + slices, *images.shape[1:]), jnp.uint8)
-  pool = _write(pool, images.reshape(shards, SHARD, *images.shape[1:]), 0)
-  end = SHARD
+  versions = [packed.reshape(shards, SHARD, *packed.shape[1:3])]
   for stage, capacity in enumerate(plan.capacity):
-    slot, start = _slots(ops[:, :, stage], names[stage], capacity)
-    # Unused slots take image 0.
-    chosen = (slot[:, None, :] == jnp.arange(start[-1])[None, :, None]).argmax(axis=2)
-    taken = _take(pool, _take(place, chosen))
-    strength = _take(magnitudes[:, :, stage], chosen)
-    for name, (a, b) in zip(names[stage], itertools.pairwise(start), strict=True):
-      pool = _write(pool, _merged(OPERATIONS[name], taken[:, a:b], strength[:, a:b]), end + a)
-    place = jnp.where(slot >= 0, end + slot, place)
-    end += start[-1]
-  return _take(pool, place).reshape(images.shape)
+    names = [name for name in PHOTOMETRIC if capacity[ID[name]]]
+    slot, start = _slots(ops[:, :, stage], names, capacity)
+    chosen = _chosen(slot, start[-1])
+    strengths = _parts(_take(magnitudes[:, :, stage], chosen), start)
+    taken = apart(_newest_of_each, versions, _parts(_take(place, chosen), start))
+    jobs = zip(names, taken, strengths, strict=True)
+    done = [apart(functools.partial(_merged, OPERATIONS[name]), *operands) for name, *operands in jobs]
+    place = jnp.where(slot >= 0, sum(x.shape[1] for x in versions) + slot, place)
+    versions.append(jnp.concatenate(done, axis=1))
+  result = apart(_newest, versions, place).reshape(packed.shape)
+  return result if images.dtype == jnp.uint32 else packing.unpack(result)
 
 
-def _write(pool, part, start: int) -> UInt8[Array, "shards n h w c"]:
-  return jax.lax.dynamic_update_slice_in_dim(pool, part, start, axis=1)
+def _parts(x, start: list[int]) -> list[Array]:
+  """Columns of x [shards n] for each operation."""
+  return [x[:, a:b] for a, b in itertools.pairwise(start)]
+
+
+def _merged(operation: Callable, images, magnitudes) -> UInt[Array, "shards n h w"]:
+  flat = operation(images.reshape(-1, *images.shape[2:], 1), magnitudes.reshape(-1))
+  return flat.reshape(images.shape)
 
 
 def _slots(ops, names: list[str], capacity) -> tuple[Int[Array, "shards 64"], list[int]]:
   """Where each image goes among the slices (-1: nowhere), and where the slices start."""
-  start = [0]
-  slot = jnp.full(ops.shape, -1, jnp.int32)
-  for name in names:
-    hit = ops == ID[name]
-    rank = jnp.cumsum(hit, axis=1, dtype=jnp.int32) - 1
-    slot = jnp.where(hit, start[-1] + rank, slot)
-    start.append(start[-1] + capacity[ID[name]])
-  return slot, start
+  start = [0, *itertools.accumulate(capacity[ID[name]] for name in names)]
+  hit = ops[:, :, None] == jnp.array([ID[name] for name in names], jnp.int32)[None, None]
+  earlier = jnp.tri(SHARD, k=-1, dtype=jnp.float32)
+  rank = jnp.einsum("ik,skn->sin", earlier, hit.astype(jnp.float32)).astype(jnp.int32)
+  slot = jnp.array(start[:-1], jnp.int32)[None, None] + rank
+  return jnp.where(hit, slot + 1, 0).sum(axis=2) - 1, start
+
+
+def _chosen(slot: Int[Array, "shards 64"], slots: int) -> Int[Array, "shards {slots}"]:
+  """The image in each slot; unused ones take image 0."""
+  here = slot[:, None, :] == jnp.arange(slots, dtype=jnp.int32)[None, :, None]
+  return jnp.where(here, jnp.arange(SHARD, dtype=jnp.int32)[None, None], 0).sum(axis=2)
+
+
+def _newest(versions, place: Int[Array, "shards n"]) -> UInt[Array, "shards n h w"]:
+  """The images at `place` in all `versions` one after the other."""
+  newest, start = _take(versions[0], place), versions[0].shape[1]
+  for version in versions[1:]:
+    newest = jnp.where((place >= start)[..., None, None], _take(version, place - start), newest)
+    start += version.shape[1]
+  return newest
+
+
+def _newest_of_each(versions, places: list[Array]) -> list[Array]:
+  return [_newest(versions, place) for place in places]
 
 
 def _take(x, index) -> Array:
   """x[s, index[s, i]] for every shard s."""
   return jax.vmap(lambda a, i: jnp.take(a, i, axis=0, mode="clip"))(x, index)
-
-
-def _merged(operation: Callable, images, magnitudes) -> UInt8[Array, "shards n h w c"]:
-  flat = operation(images.reshape(-1, *images.shape[2:]), magnitudes.reshape(-1))
-  return flat.reshape(images.shape)
 
 
 def describe(plan: Plan) -> list[str]:

@@ -85,6 +85,19 @@ def test_equalize_where_the_histogram_overflows_or_has_no_step():
   assert (expected == 255).sum() > 6 * 10
 
 
+def test_equalize_tables_are_whole_quotients_up_to_four_megapixels():
+  random = np.random.default_rng(0)
+  sizes = np.geomspace(100, 2**22, 300).astype(int)
+  counts = np.stack([random.multinomial(n, random.dirichlet(np.full(256, 0.1))) for n in sizes])
+  top = 255 - (counts[:, ::-1] > 0).argmax(axis=1)
+  step = ((sizes - counts[np.arange(300), top]) // 255)[:, None]
+  reached = np.cumsum(counts, axis=1) - counts + step // 2
+  expected = np.where(step > 0, np.minimum(reached // np.maximum(step, 1), 255), np.arange(256))
+  got = jax.jit(operations._equalizing)(jnp.asarray(counts, jnp.int32))
+  np.testing.assert_array_equal(got, expected)
+  assert (np.asarray(got) != np.roll(expected, 1, axis=0)).any()
+
+
 def test_autocontrast_is_the_exact_quotient_and_pillow_but_for_whole_ones():
   low, high = (f(IMAGES.astype(int), axis=(1, 2), keepdims=True) for f in (np.min, np.max))
   products, span = 255 * (IMAGES.astype(int) - low), np.maximum(high - low, 1)

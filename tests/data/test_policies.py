@@ -145,6 +145,20 @@ def test_capacities_are_close_to_one_operation_per_image():
   for policy in policies.POLICIES:
     for stage in policies._capacity(policy, 2, 9):
       assert sum(stage) <= 1.4 * SHARD
+  photometric = [
+    sum(stage[ID[n]] for n in policies.PHOTOMETRIC) for stage in policies._capacity("autoaugment", 2, 9)
+  ]
+  assert photometric == [30, 36], "26 and 28 expected; 33 and 42 in the order of the paper's table"
+
+
+def test_slices_are_the_same_images_in_loops_of_any_extent(monkeypatch):
+  plan = draw("autoaugment", jax.random.key(4), jnp.arange(128), size=SIZE)
+  here = apply(jnp.asarray(IMAGES), plan)
+  for module in (policies, operations):
+    monkeypatch.setattr(module, "apart", lambda compute, *operands: compute(*operands))  # as on a GPU
+  there = jax.jit(lambda x: apply_photometry(x, plan))(jnp.asarray(IMAGES))
+  np.testing.assert_array_equal(here, there)
+  assert (np.asarray(here) != IMAGES).any()
 
 
 def one_by_one(images, plan):
