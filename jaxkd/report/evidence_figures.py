@@ -98,7 +98,7 @@ def spectrum(result: Mapping[str, Any], marks: Marks) -> list[Panel]:
   panels = [Panel("spectrum", "Fourier spectrum of the last layer", read, shows, figure)]
   read = (
     "Log amplitude of the highest spatial frequency in every layer: falling curves smooth their features (low-pass), "
-    "rising ones sharpen them. Layers whose map has fewer than 2 x 2 cells have none. Maps of other sizes have other "
+    "rising ones sharpen them. Layers whose map has fewer than 2 × 2 cells have none. Maps of other sizes have other "
     "highest frequencies, so compare the shapes."
   )
   shows = f"Averaged over layers: {ranking({s.label: mean(s.y) for s in over_depth}, 2)}."
@@ -124,7 +124,7 @@ def robustness(result: Mapping[str, Any], marks: Marks) -> list[Panel]:
       e = {k: [r[k] for r in rows] for k in ("value", "low", "high")}
       items.append(_band(m["name"], marks[m["name"]], [100 * r["share"] for r in rows], e, 100))
     read = (
-      f"Accuracy of the cls head when a share of the {patch} x {patch} pixel patches {what}, with Wilson 95 % bands "
+      f"Accuracy of the cls head when a share of the {patch} × {patch} pixel patches {what}, with Wilson 95 % bands "
       f"over images. {meaning}"
     )
     lost = {s.label: s.y[0] - s.y[-1] for s in items if finite(s.y[0]) and finite(s.y[-1])}  # type: ignore[operator]
@@ -216,7 +216,7 @@ def rollout(result: Mapping[str, Any], marks: Marks) -> Panel | None:
   read = (
     "How far information has come by each block: mean distance of the attention rollout (attention and residual "
     "connections multiplied through the blocks) over that of uniform attention, bootstrap 95 % bands over images. A "
-    "stack of local blocks still becomes global; with uniform attention it would be 1 - 2^-l after l blocks."
+    "stack of local blocks still becomes global; with uniform attention it would be 1 − 2⁻ˡ after l blocks."
   )
   shows = f"After the last block: {ranking({s.label: s.y[-1] for s in items}, 2)}."
   figure = plots.lines(

@@ -163,7 +163,8 @@ def _layer_series(models: Sequence[Mapping[str, Any]], marks: Marks) -> tuple[li
 
 
 def widest_gap(items: Sequence[Series], digits: int, place: str = "block") -> str:
-  """Where the lines are furthest apart, as a sentence; empty for one line or lines of different length."""
+  """Where the lines are furthest apart, as a sentence; empty for one line, lines of different length, or numbers
+  that are equal as they are shown."""
   if len(items) < 2 or len({len(s.y) for s in items}) > 1:
     return ""
 
@@ -176,6 +177,8 @@ def widest_gap(items: Sequence[Series], digits: int, place: str = "block") -> st
     return ""
   k = max(gaps)[1]
   (low, a), (high, b) = ends(k)  # type: ignore[misc]
+  if number(low, digits) == number(high, digits):
+    return ""
   return f" They differ most at {place} {k}: {a} {number(low, digits)}, {b} {number(high, digits)}."
 
 
@@ -393,7 +396,7 @@ def forensics_panels(result: Mapping[str, Any], marks: Marks) -> dict[str, list[
       "How widely the class token looks",
       "CLS dispersion (patches²)",
       "Spatial second moment of the class token's attention over the patches, averaged over heads and "
-      "images: small means it looks at one place, large means at the whole image (uniform 8 x 8: 10.5).",
+      "images: small means it looks at one place, large means at the whole image (uniform 8 × 8: 10.5).",
     ),
     per_layer(
       result,

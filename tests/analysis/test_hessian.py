@@ -244,3 +244,22 @@ def test_refusals(options, error, message):
 def test_vector_of_other_shapes_is_refused():
   with pytest.raises(ValueError, match="tree structure and shapes"):
     hessian_vector_product(mlp_loss, PARAMS, [BATCH], PARAMS["first"])
+
+
+def test_random_signs_are_balanced_and_independent():
+  """32 signs come out of one word: no sign may tell another, in its word, in its row or in another leaf."""
+  params = {"a": jnp.zeros((129, 127)), "b": jnp.zeros((64, 257)), "c": jnp.zeros(())}
+  draw = jax.jit(rademacher_like)
+  found = draw(jax.random.key(5), params)
+  assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, params)
+  a, b = (np.ravel(found[k]) for k in "ab")
+  np.testing.assert_array_equal(np.abs(np.concatenate([a, b])), 1)
+  products = {f"lag {lag}": a[lag:] * a[:-lag] for lag in (1, 2, 31, 32, 33, 127, 128)}
+  products |= {
+    "mean": a,
+    "leaves": a * b[: len(a)],
+    "keys": a * np.ravel(draw(jax.random.key(6), params)["a"]),
+  }
+  assert {k: v for k, v in products.items() if abs(v.mean()) > 4.5 / len(v) ** 0.5} == {}
+  repeated = np.resize(a[:4096], len(a))  # negative control: words used twice are seen
+  assert abs((repeated[4096:] * repeated[:-4096]).mean()) > 0.9

@@ -99,7 +99,9 @@ class _Folder:
       return inputs[0]
     if name == "neg":
       return self._times(inputs[0], minus)
-    a, b = inputs if len(inputs) == 2 else (None, None)
+    if len(inputs) != 2:
+      return None
+    a, b = inputs
     if name == "mul":
       return self._times(a, b) if isinstance(a, _Sum) else self._times(b, a)
     if name == "div" and isinstance(a, _Sum):

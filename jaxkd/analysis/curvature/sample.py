@@ -65,8 +65,20 @@ def signature(tree: PyTree) -> Hashable:
 
 
 def rademacher_like(key: PRNGKeyArray, params: PyTree) -> PyTree:
-  """Independent random signs, +1 or -1 with equal probability, in the shapes and dtypes of `params`."""
-  return _draw(key, params, jax.random.rademacher)
+  """Independent random signs, +1 or -1 with equal probability, in the shapes and dtypes of `params`.
+
+  All bits of one draw are used, 32 signs a word: `jax.random.rademacher` leaf by leaf spends a word on each sign, which
+  is a tenth of a Hessian probe's time on a CPU.
+  """
+  leaves, treedef = jax.tree.flatten(params)
+  ends = np.cumsum([-(-x.size // 32) for x in leaves])
+  words = jnp.split(jax.random.bits(key, (int(ends[-1]),), jnp.uint32), ends[:-1])
+  return jax.tree.unflatten(treedef, [_signs(w, x) for w, x in zip(words, leaves, strict=True)])
+
+
+def _signs(words: Array, like: Array) -> Array:
+  bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None]) & jnp.uint32(1)
+  return 1 - 2 * bits.reshape(-1)[: like.size].reshape(like.shape).astype(like.dtype)
 
 
 def normal_like(key: PRNGKeyArray, params: PyTree) -> PyTree:
