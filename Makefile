@@ -19,7 +19,7 @@ parity: $(VENV)/.installed-parity  ## live comparisons with torch and transforme
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: $(VENV)/.installed-parity  ## against PyTorch where there is something to compare
+bench: $(VENV)/.installed-bench  ## against PyTorch and torchvision where there is something to compare
 	for job in step overhead bank data; do $(BIN)/python -m bench.$$job || exit 1; done
 
 torture: $(VENV)/.installed-test  ## kills runs at random and compares their ends; writes results/torture.json
@@ -34,7 +34,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-parity: $(VENV)/.installed-%: $(VENV)/.installed
+$(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-parity $(VENV)/.installed-bench: $(VENV)/.installed-%: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@touch $@
 
