@@ -19,7 +19,7 @@ parity: $(VENV)/.installed-parity  ## live comparisons with torch and transforme
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: $(VENV)/.installed-parity  ## all benchmarks, half an hour on 2 cores; writes results/bench_*.json and one table and plot
+bench: $(VENV)/.installed-bench  ## all benchmarks, half an hour on 2 cores; writes results/bench_*.json and one table and plot
 	$(BIN)/python -m bench.all
 
 torture: $(VENV)/.installed-test  ## kills runs at random and compares their ends; writes results/torture.json
@@ -34,7 +34,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-parity: $(VENV)/.installed-%: $(VENV)/.installed
+$(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-parity $(VENV)/.installed-bench: $(VENV)/.installed-%: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@touch $@
 

@@ -6,8 +6,8 @@ Crop, flip, AutoAugment, normalise and Cutout on 32 px images in batches of 512:
 training step, images resident, against DataLoaders with 0 and 2 workers: of torchvision's transforms
 (bench.torch_loader), and of the same operations by hand, without what torchvision adds to them (bench.pillow_loader).
 Each round runs one after the other, the loaders whole epochs, so that their workers rest while others are timed. The
-ratio is to the fastest loader of its kind, whichever it is. The time cores are busy per image, without workers, does
-not depend on what else the machine does, as images/s do. Then the parts of `make_views`, each alone; and a step of
+ratio is to the fastest loader of its kind, whichever it is. The time cores are busy per image, without workers, depends
+much less on what else the machine does than images/s do. Then the parts of `make_views`, each alone; and a step of
 DeiT-Tiny at batch 128, its augmentation alone, and its wait for the batch.
 """
 

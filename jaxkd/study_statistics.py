@@ -171,7 +171,7 @@ def measures(entry: dict[str, Any]) -> dict[str, float]:
 
 def summary(values: list[float]) -> dict[str, float | None]:
   """Mean over seeds with its 95 % t interval, and the percentile bootstrap interval beside it."""
-  found, (low, high) = mean_interval(values), bootstrap_few(values)
+  found, (low, high) = mean_interval(values), bootstrap_few(np.array(values))
   kept = {k: _number(getattr(found, k)) for k in ("mean", "low", "high", "sd", "n")}
   return {**kept, "bootstrap_low": _number(low), "bootstrap_high": _number(high)}
 
@@ -225,7 +225,8 @@ def _comparison_entry(
   c: Comparison, values: dict[str, dict[int, float]], smallest: float | None
 ) -> dict[str, Any]:
   numbers = {k: _number(getattr(c, k)) for k in ("low", "high", "level", "p", "p_holm", "sd", "effect", "n")}
-  low, high = bootstrap_few([values[c.b][s] - values[c.a][s] for s in values[c.a]], confidence=c.level)
+  differences = np.array([values[c.b][s] - values[c.a][s] for s in values[c.a]])
+  low, high = bootstrap_few(differences, confidence=c.level)
   g = hedges_g(c.effect if c.sd else math.nan, c.n)
   more = {"bootstrap_low": low, "bootstrap_high": high, "g": g.mean, "g_low": g.low, "g_high": g.high}
   return {

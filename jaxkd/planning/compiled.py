@@ -169,7 +169,7 @@ PURPOSES = (
   ),
   (
     r"",
-    r"(policies|operations)\.py",
+    r"(policies|operations|packing|fusion)\.py",
     r"",
     "augmentation policy: its groups of 64 images span several devices",
   ),

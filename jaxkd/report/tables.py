@@ -309,8 +309,8 @@ def comparisons_table(study: Mapping[str, Any]) -> Table:
 
 
 def _bootstrap(c: Mapping[str, Any], metric: Mapping[str, Any], *, sign: bool = False) -> str:
-  ends = [shown(c.get(f"bootstrap_{end}"), metric) for end in ("low", "high")]
-  return interval(*ends, metric["digits"], sign=sign)
+  low, high = (shown(c.get(f"bootstrap_{end}"), metric) for end in ("low", "high"))
+  return interval(low, high, metric["digits"], sign=sign)
 
 
 def _power_cells(c: Mapping[str, Any], metric: Mapping[str, Any]) -> list[Cell]:
