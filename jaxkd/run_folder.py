@@ -6,6 +6,7 @@ import collections
 import datetime
 import logging
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -34,12 +35,17 @@ HARMLESS = ("log.", "checkpoint.", "eval.batch_size", "sharding.", *SAME_BATCHES
 
 def check_folder(config: ConfigDict, folder: Path) -> None:
   """Raises UserError when `folder` holds a run of another config, naming the keys that differ."""
-  changed = {k: v for k, v in _changed_keys(config, folder).items() if not k.startswith(HARMLESS)}
+  changed = {k: v for k, v in _changed_keys(config, folder).items() if not _own_key(k).startswith(HARMLESS)}
   if changed:
     keys = ", ".join(f"{k} ({old!r} there, {new!r} now)" for k, (old, new) in list(changed.items())[:4])
     raise UserError(
       f"{folder} holds a run with another config: {keys}", "choose another --workdir, or that config"
     )
+
+
+def _own_key(key: str) -> str:
+  """The key of a teacher's run inside a study as that of a run."""
+  return re.sub(r"^study\.teachers\.\w+\.run\.", "", key)
 
 
 def _changed_keys(config: ConfigDict, folder: Path) -> dict[str, tuple[Any, Any]]:

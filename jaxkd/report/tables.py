@@ -350,7 +350,7 @@ def console_table(study: Mapping[str, Any]) -> ConsoleTable:
     pad_edge=False,
     padding=(0, 1),
     title_justify="left",
-    title=Text(f"Study {study['name']}: mean and 95 % interval over {len(study['seeds'])} seeds"),
+    title=Text(_console_title(study)),
   )
   table.add_column("Arm", overflow="fold", min_width=12)
   for m in metrics:
@@ -366,6 +366,11 @@ def console_table(study: Mapping[str, Any]) -> ConsoleTable:
   grid.add_row(table)
   grid.add_row(_console_verdicts(study))
   return grid
+
+
+def _console_title(study: Mapping[str, Any]) -> str:
+  title = f"Study {study['name']}: mean and 95 % interval over {len(study['seeds'])} seeds"
+  return f"{title} (partial: {study['partial']})" if study.get("partial") else title
 
 
 def _console_verdicts(study: Mapping[str, Any]) -> ConsoleTable:
