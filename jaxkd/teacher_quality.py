@@ -10,6 +10,11 @@ from ml_collections import ConfigDict
 
 from jaxkd import checkpoint, data, evaluation, subjects
 from jaxkd.analysis import knn_accuracy, linear_probe
+from jaxkd.data.sources import balanced_sample
+
+PROBED = (
+  10_000  # training images, class-balanced, of k-NN and linear probes: logistic regression of more takes long
+)
 
 
 def quality(found: checkpoint.Checkpoint, label: str, config: ConfigDict) -> dict[str, Any]:
@@ -17,6 +22,7 @@ def quality(found: checkpoint.Checkpoint, label: str, config: ConfigDict) -> dic
   subject = subjects.as_subject(label, found)
   train_split, test = data.load(config.data).train, data.load_test(config.data)
   rows: list[list[Any]] = []
+  known = train_split if len(train_split) <= PROBED else balanced_sample(train_split, PROBED)
   if found.meta["num_classes"]:
     logits = evaluation.head_logits(
       subject.model,
@@ -31,10 +37,10 @@ def quality(found: checkpoint.Checkpoint, label: str, config: ConfigDict) -> dic
     ("frozen features", subject.variables),
     ("random initialisation", _random(subject, config)),
   ):
-    a, b = (_features(subject, variables, s.images) for s in (train_split, test))
-    rows += _probes(what, a, train_split.labels, b, test.labels)
-  pixels = [s.images[:].reshape(len(s), -1).astype(np.float32) / 255 for s in (train_split, test)]
-  rows += _probes("raw pixels", pixels[0], train_split.labels, pixels[1], test.labels)
+    a, b = (_features(subject, variables, s.images) for s in (known, test))
+    rows += _probes(what, a, known.labels, b, test.labels)
+  pixels = [s.images[:].reshape(len(s), -1).astype(np.float32) / 255 for s in (known, test)]
+  rows += _probes("raw pixels", pixels[0], known.labels, pixels[1], test.labels)
   parameters = int(sum(x.size for x in jax.tree.leaves(subject.variables["params"])))
   trained_on = f"{config.data.name}, {len(train_split)} training images"
   trained_on += ", labels used" if found.meta["num_classes"] else ", labels not used"
@@ -43,6 +49,7 @@ def quality(found: checkpoint.Checkpoint, label: str, config: ConfigDict) -> dic
     "model": subject.about["model"],
     "parameters": parameters,
     "trained_on": trained_on,
+    "probed_with": f"{len(known)} training images",
     "rows": rows,
   }
 

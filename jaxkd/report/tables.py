@@ -326,6 +326,7 @@ def teacher_tables(study: Mapping[str, Any]) -> list[Table]:
   for t in study["teachers"]:
     facts = [str(t[k]) for k in ("model", "trained_on") if t.get(k)]
     facts += [f"{number(t['parameters'])} parameters"] if t.get("parameters") else []
+    facts += [f"k-NN and probes: {t['probed_with']}"] if t.get("probed_with") else []
     rows = [
       [
         Cell(str(what)),
