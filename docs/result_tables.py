@@ -81,11 +81,8 @@ def under_way(name: str) -> str:
   """How many models of a study are done, and what is known of its teachers."""
   folder = RESULTS / name
   config = json.loads((folder / "config.json").read_text())["study"]
-  done = [
-    json.loads(p.read_text())
-    for p in sorted(folder.glob("*/*.json"))
-    if p.parent.name in ("teachers", "students")
-  ]
+  paths = [*sorted(folder.glob("teachers/*.json")), *sorted(folder.glob("students/*.json"))]
+  done = [json.loads(p.read_text()) for p in paths]
   planned = len(config["teachers"]) + len(config["arms"]) * len(config["seeds"])
   teachers = [r["quality"] for r in done if "quality" in r]
   return f"Under way: {len(done)} of {planned} models are trained and examined.{_teachers(teachers)}"
@@ -149,6 +146,8 @@ def draw() -> None:
   found = json.loads((RESULTS / "digits" / "study.json").read_text())
   order = sorted(found["arms"], key=lambda arm: arm != found["baseline"])
   save(study_figures.summary(found, marks(found["arms"][a]["label"] for a in order)), FIGURE)
+  for suffix in (".svg", ".pdf"):  # the page shows the PNG
+    FIGURE.with_suffix(suffix).unlink()
 
 
 def main() -> None:
