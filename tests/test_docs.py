@@ -61,7 +61,10 @@ def accept(line: str) -> None:
   module.add_arguments(parser)
   args, overrides = commands.parse(parser, words[1:] if name == words[0] else words)
   spec = getattr(args, "config", "")
-  if spec and "runs/" not in spec and not spec.endswith((".json", ".yaml", ".yml")):
+  own = (
+    spec.partition(":")[0].endswith(".py") and "/" not in spec.partition(":")[0]
+  )  # a file of the page's own
+  if spec and not own and "runs/" not in spec and not spec.endswith((".json", ".yaml", ".yml")):
     try:
       configs.load(spec, overrides)
     except UserError as e:

@@ -40,8 +40,11 @@ NOT_RUN_WORDS = {  # somewhere in a line: why it is not run here
   "--coordinator": "one of several processes; tests/distributed runs them",
   "convert verify": "needs torch; tests/weights and tests/parity compare",
   "--style onnx": "needs jax2onnx; tests/weights exports where it is installed",
-  ".pth": "needs torch; tests/parity follows docs/your_own.md",
 }
+NOT_RUN_PYTHON = {
+  "import torch": "trains a ResNet-18 in torch"
+}  # somewhere in a block: why it is not run here
+OWN = re.compile(r"# (\w+\.py)\n")  # the first line of a block that is a file
 SMOKE = {  # options of commands that work with checkpoints
   "forensics": ("--metrics=attention,cka", "--images=16", "--hessian-images=10", "--probes=2"),
   "analyze": ("--metrics=attention", "--images=16", "--hessian-images=10", "--probes=2"),
@@ -81,14 +84,15 @@ def smoke(words: list[str]) -> list[str]:
   ]
   if name == "study" and given & {"--pieces", "--piece"}:
     more = [o for o in more if not o.startswith("--piece=")]
-  if any("--config.data.name=folder" in w for w in words):
+  if any("--config.data.name=folder" in w or w.startswith("--config=mine.py") for w in words):
     more += ["--config.train.steps=2", "--config.train.batch_size=8", "--config.data.workers=0"]
   return [*words, *more]
 
 
 def smoke_config(word: str) -> str:
   path, _, arg = word.removeprefix("--config=").partition(":")
-  if path.endswith(("from_file.py", ".json", ".yaml", ".yml")) or "smoke" in arg.split(","):
+  own = Path(path).is_file() and not path.startswith("configs/")  # a page's own file has no smoke form
+  if own or path.endswith(("from_file.py", ".json", ".yaml", ".yml")) or "smoke" in arg.split(","):
     return word
   arg = ",".join(a for a in arg.split(",") if a and not a.startswith("epochs="))
   return f"--config={path}:{arg},smoke" if arg else f"--config={path}:smoke"
@@ -104,7 +108,9 @@ def run_line(line: str) -> None:
     words = smoke(shlex.split(COMMAND.sub("", line, count=1), comments=True))
     code = call(main.main, words)
   elif CONVERT.match(line):
-    words = shlex.split(CONVERT.sub("", line, count=1), comments=True)
+    words = [
+      w.replace(".pth", ".safetensors") for w in shlex.split(CONVERT.sub("", line, count=1), comments=True)
+    ]
     code = call(convert, [*words, *foreign_weights(words)] if words[0] == "import" else words)
   elif line.startswith("python "):
     exec(compile(Path(line.split()[1]).read_text(), line, "exec"), {"__name__": "__main__"})
@@ -193,6 +199,8 @@ def test_everything_a_page_shows_runs(page, folder):
   }
   for run in made & {"runs/quickstart", "runs/mine"}:
     shutil.rmtree(folder / run)  # the page makes it itself
+  if any(lang == "python" and "mydata" in text for lang, text in blocks(page)):
+    (folder / "mydata").unlink()
   namespace = names()
   with chdir(folder):
     for language, text in blocks(page):
@@ -214,18 +222,22 @@ def names() -> dict[str, object]:
 
 
 def run_python(text: str, namespace: dict) -> None:
-  """Runs a block; a `get_config` in it must give a valid config."""
-  if "import torch" in text:
-    pytest.importorskip("torch")
+  """Runs a block, or writes it where its first line names a file; a `get_config` in it must give a valid config."""
+  if any(word in text for word in NOT_RUN_PYTHON):
+    return
+  if own := OWN.match(text):
+    Path(own[1]).write_text(text)
   exec(compile(text, "block", "exec"), namespace)
   if "def get_config" in text:
-    configs.validate(configs.complete(namespace["get_config"]("smoke")))
+    configs.validate(configs.complete(namespace["get_config"](None if own else "smoke")))
 
 
 def test_every_reason_not_to_run_is_needed():
   shown = [line for page in PAGES for lang, text in blocks(page) if lang == "bash" for line in lines(text)]
   idle = [s for s in NOT_RUN if not any(line.startswith(s) for line in shown)]
   idle += [w for w in NOT_RUN_WORDS if not any(w in line for line in shown)]
+  pythons = [text for page in PAGES for lang, text in blocks(page) if lang == "python"]
+  idle += [w for w in NOT_RUN_PYTHON if not any(w in text for text in pythons)]
   assert not idle
 
 
