@@ -30,7 +30,9 @@ log = logging.getLogger("jaxkd")
 # Changing these does not change what is computed, so a run may be resumed with other values; a sharding changes the
 # order of sums, as another number of devices does.
 SAME_BATCHES = ("data.root", "data.download", "data.placement", "data.device_gib", "data.workers")
-HARMLESS = ("log.", "checkpoint.", "eval.batch_size", "sharding.", *SAME_BATCHES)
+# What a study makes of its models may change while it goes on, and it may get more seeds.
+SAME_MODELS = ("study.seeds", "study.claims", "study.smallest", "study.baseline")
+HARMLESS = ("log.", "checkpoint.", "eval.batch_size", "sharding.", *SAME_BATCHES, *SAME_MODELS)
 
 
 def check_folder(config: ConfigDict, folder: Path) -> None:

@@ -75,5 +75,7 @@ def test_out_of_device_memory_is_exit_5_and_other_errors_are_not_hidden(capsys, 
 
 
 def test_the_reason_of_a_runtime_error_is_said_once():
-  found = reason(RuntimeError("INTERNAL: " + "Error dispatching: " * 9 + "closed by peer [10.0.0.1]: 80\nmore"))
+  found = reason(
+    RuntimeError("INTERNAL: " + "Error dispatching: " * 9 + "closed by peer [10.0.0.1]: 80\nmore")
+  )
   assert found == "INTERNAL: Error dispatching: closed by peer [10.0.0.1]: 80"

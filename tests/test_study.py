@@ -202,6 +202,19 @@ def test_a_part_of_a_study_says_so(folder, carried, capsys):
   assert json.loads((folder / "out" / "study.json").read_text())["partial"] == ""
 
 
+def test_a_study_may_get_more_seeds_and_other_claims(folder, carried):
+  config = study_config()
+  with config.unlocked():
+    config.study.seeds, config.study.claims = (0, 1, 2), ("accuracy_cls: none < ssl",)
+  places = study_module.open_study(config, carried / "runs", carried / "kept")
+  left = [r["piece"] for r in study_pieces.listing(config, places) if r["state"] != "done"]
+  assert left == ["students/none_seed2", "students/cnn_kd_seed2", "students/ssl_seed2"]
+  with config.unlocked():
+    config.optim.lr = 0.5
+  with pytest.raises(UserError, match=r"optim.lr"):
+    study_module.open_study(config, carried / "runs", carried / "kept")
+
+
 def test_pieces_that_do_not_belong_together_are_refused(folder, carried):
   config, places = study_config(), study_pieces.Places(carried / "runs", carried / "kept")
   record = places.results / f"{PIECE}.json"
