@@ -33,6 +33,16 @@ TRAINED = {
   "vit": {"weights": "runs/vit"},
   "ssl": recipes.dinov2("dinov2_vits14", False),
 }
+# Of the self-supervised teacher. Mild geometry and two global views: on 16-pixel digits a small crop no longer shows
+# which digit it was.
+SSL = dict(
+  views={"global_count": 2, "global_scale": (0.8, 1.0)},
+  epochs=30.0,
+  warmup=3.0,
+  batch=32,
+  lr=6e-4,
+  ema=(0.99, 0.998),
+)
 # Student, images, epochs, batch, learning rate of each data set, and the teachers that the study does not train.
 SETS = {
   "digits": dict(augment={"crop": 1, **GREY}, model={**SMALL, "depth": 4}, epochs=16.0, batch=64, lr=2e-3),
@@ -42,6 +52,20 @@ SETS = {
     epochs=10.0,
     batch=128,
     lr=1e-3,
+    ssl=dict(
+      views={
+        "global_count": 2,
+        "global_scale": (0.5, 1.0),
+        "local_count": 4,
+        "local_size": 12,
+        "local_scale": (0.2, 0.5),
+      },
+      epochs=8.0,
+      warmup=1.0,
+      batch=64,
+      lr=1e-3,
+      ema=(0.992, 0.999),
+    ),
   ),
   "synthetic_shapes": dict(
     augment={"crop": 2, **GREY}, model={**SMALL, "depth": 6}, epochs=10.0, batch=128, lr=1e-3
@@ -136,7 +160,10 @@ def teacher(name, data, known, smoke):
     "self": known["model"],
   }
   if name == "ssl":
-    return {"label": "SSL ViT teacher", "run": self_supervised(data, wide, smoke)}
+    return {
+      "label": "SSL ViT teacher",
+      "run": self_supervised(data, wide, {**SSL, **known.get("ssl", {})}, smoke),
+    }
   if name == "ssl_probe":
     return {"label": "SSL ViT teacher, linear probe", "run": probe(data, wide, smoke)}
   if name not in models:
@@ -152,21 +179,20 @@ def teacher(name, data, known, smoke):
   return {"label": f"{study_recipes.TEACHERS[name][0]} teacher", "run": run}
 
 
-def self_supervised(data, wide, smoke):
-  """A wide, shallow ViT pretrained by DINO on the training images without labels.
-
-  Mild geometry and two global views: on 16-pixel digits a small crop no longer shows which digit it was.
-  """
+def self_supervised(data, wide, chosen, smoke):
+  """A wide, shallow ViT pretrained by DINO on the training images without labels."""
   augment = {**data["augment"], "brightness": 0.4, "contrast": 0.4}
   term = {"prototypes": 512, "teacher_temperature_start": 0.03, "teacher_temperature": 0.04}
+  optim = {"name": "adamw", "lr": chosen["lr"], "weight_decay": 0.0, "warmup_epochs": chosen["warmup"]}
+  epochs, (ema, ema_end) = 1.0 if smoke else chosen["epochs"], chosen["ema"]
   return {
     "seed": 101,
-    "data": {**data, "augment": augment, "views": {"global_count": 2, "global_scale": (0.8, 1.0)}},
+    "data": {**data, "augment": augment, "views": chosen["views"]},
     "model": {**wide, "name": "vit", "num_classes": 0},
     "teachers": {"ema": {"weights": "ema", "view": "same"}},
     "terms": {"dino": {"kind": "dino", "teacher": "ema", **term}},
-    "optim": {"name": "adamw", "lr": 6e-4, "weight_decay": 0.0, "warmup_epochs": 3.0},
-    "train": {"epochs": 1.0 if smoke else 30.0, "batch_size": 32, "ema": 0.99, "ema_end": 0.998},
+    "optim": optim,
+    "train": {"epochs": epochs, "batch_size": chosen["batch"], "ema": ema, "ema_end": ema_end},
     "eval": {"metric": "none"},
   }
 

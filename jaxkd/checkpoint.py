@@ -232,6 +232,11 @@ def digests(tree) -> dict[str, str]:
   }
 
 
+def total_digest(recorded: dict[str, str]) -> str:
+  """One sha256 of all arrays' digests."""
+  return hashlib.sha256("".join(recorded[k] for k in sorted(recorded)).encode()).hexdigest()
+
+
 def array_digest(array: np.ndarray) -> str:
   """sha256 of dtype, shape and bytes."""
   head = f"{array.dtype}{array.shape}".encode()
@@ -264,11 +269,15 @@ def resolve(path: str | Path) -> Path:
 
 
 def load(path: str | Path) -> Checkpoint:
-  """Reads and verifies the checkpoint at `path` (see `resolve`).
+  """Reads and verifies the checkpoint at `path`: a folder (see `resolve`) or a file (see `checkpoint_file`).
 
   Raises:
     UserError: no checkpoint there, or one of several replicas. IntegrityFailure: its bytes are damaged.
   """
+  from jaxkd import checkpoint_file  # it builds on this module
+
+  if checkpoint_file.is_checkpoint_file(path):
+    return checkpoint_file.read(Path(path))
   step_folder = resolve(path)
   if seeds := read_json(step_folder, "meta").get("replicas"):
     run = step_folder.parent.parent
@@ -277,6 +286,11 @@ def load(path: str | Path) -> Checkpoint:
       f"name one of them: {', '.join(f'{run}/seed{s}' for s in seeds)}",
     )
   return read_step(step_folder)
+
+
+def home(path: str | Path) -> Path:
+  """Where that belongs which is made from the checkpoint at `path`: its run folder; of a file, a folder beside it."""
+  return Path(path).with_suffix("") if Path(path).is_file() else resolve(path).parent.parent
 
 
 def read_step(path: Path) -> Checkpoint:
@@ -288,8 +302,7 @@ def read_step(path: Path) -> Checkpoint:
     raise IntegrityFailure(
       f"checkpoint {path}: digest mismatch in {', '.join(bad[:3])}", "restore another step"
     )
-  total = hashlib.sha256("".join(recorded[k] for k in sorted(recorded)).encode()).hexdigest()
-  return Checkpoint(path, int(meta["step"]), state, read_json(path, "config"), meta, total)
+  return Checkpoint(path, int(meta["step"]), state, read_json(path, "config"), meta, total_digest(recorded))
 
 
 def read_json(step_folder: Path, item: str) -> dict[str, Any]:

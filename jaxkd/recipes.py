@@ -5,6 +5,7 @@ Plain dicts, no jax. A preset without its data or weights ends with the file tha
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 LABELS = {"kind": "cross_entropy", "student_taps": ("logits/cls",)}
@@ -14,6 +15,7 @@ SHAPES = {
   "mnist": (28, 1, 10),
   "fashion_mnist": (28, 1, 10),
 }
+PACKAGED = {"fashion_mnist": "/usr/share/datasets/fashion-mnist"}  # Debian's dataset-fashion-mnist
 SMOKE_STEPS = 3
 # A teacher with random weights is for smoke runs: it teaches nothing.
 RANDOM = "random"
@@ -31,8 +33,14 @@ def data(name: str, smoke: bool, **augment: Any) -> dict[str, Any]:
       "examples": 20 * classes,
     }
     return {**source, "augment": {k: v for k, v in augment.items() if k != "geometries"}}
-  root = {} if name in ("digits", "synthetic", "synthetic_shapes") else {"root": f"data/{name}"}
-  return {"name": name, **root, "augment": augment}
+  place = {} if name in ("digits", "synthetic", "synthetic_shapes") else {"root": root(name)}
+  return {"name": name, **place, "augment": augment}
+
+
+def root(name: str) -> str:
+  """`data/NAME`, or where a Debian package has put the set when that folder is not there."""
+  own, packaged = f"data/{name}", PACKAGED.get(name, "")
+  return packaged if packaged and Path(packaged).is_dir() and not Path(own).exists() else own
 
 
 def deit(smoke: bool, **options: Any) -> dict[str, Any]:

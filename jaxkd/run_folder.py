@@ -6,6 +6,7 @@ import collections
 import datetime
 import logging
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -29,17 +30,24 @@ log = logging.getLogger("jaxkd")
 # Changing these does not change what is computed, so a run may be resumed with other values; a sharding changes the
 # order of sums, as another number of devices does.
 SAME_BATCHES = ("data.root", "data.download", "data.placement", "data.device_gib", "data.workers")
-HARMLESS = ("log.", "checkpoint.", "eval.batch_size", "sharding.", *SAME_BATCHES)
+# What a study makes of its models may change while it goes on, and it may get more seeds.
+SAME_MODELS = ("study.seeds", "study.claims", "study.smallest", "study.baseline")
+HARMLESS = ("log.", "checkpoint.", "eval.batch_size", "sharding.", *SAME_BATCHES, *SAME_MODELS)
 
 
 def check_folder(config: ConfigDict, folder: Path) -> None:
   """Raises UserError when `folder` holds a run of another config, naming the keys that differ."""
-  changed = {k: v for k, v in _changed_keys(config, folder).items() if not k.startswith(HARMLESS)}
+  changed = {k: v for k, v in _changed_keys(config, folder).items() if not _own_key(k).startswith(HARMLESS)}
   if changed:
     keys = ", ".join(f"{k} ({old!r} there, {new!r} now)" for k, (old, new) in list(changed.items())[:4])
     raise UserError(
       f"{folder} holds a run with another config: {keys}", "choose another --workdir, or that config"
     )
+
+
+def _own_key(key: str) -> str:
+  """The key of a teacher's run inside a study as that of a run."""
+  return re.sub(r"^study\.teachers\.\w+\.run\.", "", key)
 
 
 def _changed_keys(config: ConfigDict, folder: Path) -> dict[str, tuple[Any, Any]]:

@@ -1,8 +1,8 @@
 """The whole experiment: teachers, matched students over seeds, examination, statistics, report.
 
 Arms differ in teachers and terms only; student, data order, geometries, steps and optimiser come from one
-config, so the comparison is fair by construction. Every stage leaves a file and is skipped when that file is there,
-so an interrupted study goes on where it was.
+config, so the comparison is fair by construction. A study is made of pieces (`jaxkd.study_pieces`): one that is done
+is never run again, an interrupted one goes on where it was, and several machines may each make some.
 """
 
 from __future__ import annotations
@@ -10,231 +10,228 @@ from __future__ import annotations
 import copy
 import datetime
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, data, evaluation, files, metrics, replicas, run_folder, subjects
+from jaxkd import checkpoint, data, files, metrics, run_folder, study_pieces, subjects
 from jaxkd import config as configs
-from jaxkd.analysis import knn_accuracy, linear_probe
 from jaxkd.analysis.forensics import SCHEMA
 from jaxkd.data.sources import balanced_sample
+from jaxkd.errors import UserError
 from jaxkd.forensics import Budget, examine, forensics
+from jaxkd.study_pieces import Piece, Places
 from jaxkd.study_statistics import summarize
+from jaxkd.teacher_quality import quality
 from jaxkd.train import train
 
 log = logging.getLogger("jaxkd")
 EXAMINED = ("hessian", "attention")  # of every student: what the statistics over seeds rest on
+MADE = ("date", "hardware", "command", "seconds", "digest")  # of every piece, in study.json
 
 
-def run_study(config: ConfigDict, folder: Path) -> dict[str, Any]:
-  """Runs or continues the study in `folder`; returns and writes `study.json` (schema `jaxkd.study/1`).
+def run_study(config: ConfigDict, folder: Path, results: Path | None = None) -> dict[str, Any]:
+  """Runs or continues the study, with run folders in `folder` and everything small in `results` (or there too).
+
+  Returns and writes `study.json` (schema `jaxkd.study/1`).
 
   Raises:
     UserError: the folder holds another study. And whatever `train` raises.
   """
-  run_folder.check_folder(config, folder.absolute())
-  files.write_text(folder / "config.json", configs.to_json(config) + "\n")
-  plan = [*config.study.teachers, *(f"{a} seed {s}" for s in config.study.seeds for a in config.study.arms)]
-  print(f"study '{config.study.name}': {len(plan)} models to train, then to examine", flush=True)
-  teachers = [
-    _teacher(config, name, folder, f"[{i + 1}/{len(plan)}]") for i, name in enumerate(config.study.teachers)
-  ]
-  runs = _students(config, folder, len(plan))
-  comparison = _forensics(config, folder)
-  study = summarize(config, runs, teachers, _curves(config, folder), comparison)
-  files.write_json(folder / "study.json", study)
+  places = open_study(config, folder, results)
+  every = [*study_pieces.teachers(config), *study_pieces.students(config)]
+  print(f"study '{config.study.name}': {len(every)} models to train, then to examine", flush=True)
+  for i, piece in enumerate(every):
+    run_piece(config, piece, places, f"[{i + 1}/{len(every)}]")
+  return make_report(config, places)
+
+
+def report_only(config: ConfigDict, folder: Path, results: Path | None = None) -> dict[str, Any]:
+  """`run_study` without its pieces: from those that are done, marked as partial where some are not."""
+  return make_report(config, open_study(config, folder, results))
+
+
+def open_study(config: ConfigDict, folder: Path, results: Path | None = None) -> Places:
+  """The places of a study, with its config in them. Raises UserError when they hold another one."""
+  places = study_pieces.places_of(config, folder, results)
+  run_folder.check_folder(config, places.results.absolute())
+  files.write_text(places.results / "config.json", configs.to_json(config) + "\n")
+  return places
+
+
+def run_piece(config: ConfigDict, piece: Piece, places: Places, counter: str = "") -> dict[str, Any]:
+  """Trains, evaluates and examines one model unless its record is there; returns the record.
+
+  Raises:
+    UserError: a teacher that it learns from is not done.
+  """
+  done = study_pieces.read(places, piece)
+  _announce(counter, _called(config, piece), "done" if done else run_folder.state(places.run(piece)))
+  if done:
+    return done
+  for teacher in study_pieces.needed(config, piece):
+    if not study_pieces.read(places, teacher):
+      raise UserError(f"{piece.name} learns from {teacher.name}, which is not done", "run that piece first")
+  make = _teacher if piece.kind == "teachers" else _student
+  record = make(config, piece, places, counter)
+  files.write_json(places.record(piece), record)
+  return files.read_json(places.record(piece))
+
+
+def make_report(config: ConfigDict, places: Places) -> dict[str, Any]:
+  """`study.json` and the forensics, from the pieces that are done.
+
+  Raises:
+    UserError: no student of the baseline is done, or the pieces do not belong together.
+  """
+  every = [*study_pieces.teachers(config), *study_pieces.students(config)]
+  records = {p: r for p in every if (r := study_pieces.read(places, p))}
+  study_pieces.check_together(records)
+  runs: dict[str, list[dict[str, Any]]] = {a: [] for a in config.study.arms}
+  curves: dict[str, list[list[dict[str, float]]]] = {a: [] for a in config.study.arms}
+  for piece, record in records.items():
+    if piece.kind == "students":
+      runs[piece.key].append({"seed": piece.seed, **record["examination"], "trained_steps": record["steps"]})
+      curves[piece.key].append(record["rows"])
+  baseline = config.study.baseline
+  if not runs[baseline]:
+    raise UserError(
+      f"no student of the baseline '{baseline}' is done",
+      f"run piece students/{baseline}_seed{config.study.seeds[0]}",
+    )
+  teachers = [{"key": p.key, **r["quality"]} for p, r in records.items() if p.kind == "teachers"]
+  study = summarize(config, runs, teachers, curves, _forensics(config, places, list(records)))
+  study["pieces"] = [{"piece": p.name, **{k: r[k] for k in MADE}} for p, r in records.items()]
+  files.write_json(places.results / "study.json", study)
   return study
+
+
+def _called(config: ConfigDict, piece: Piece) -> str:
+  if piece.kind == "teachers":
+    options = config.study.teachers[piece.key]
+    return f"teacher '{options.label or options.run.model.name}'"
+  return f"student '{config.study.arms[piece.key].label or piece.key}', seed {piece.seed}"
+
+
+def _announce(counter: str, what: str, state: str) -> None:
+  words = {"done": "done", "begun": "going on", "new": "training"}
+  print(f"{counter} {what}: {words[state]}".strip(), flush=True)
+
+
+def _record(piece: Piece, found: checkpoint.Checkpoint, places: Places) -> dict[str, Any]:
+  """What every record says: which weights, from which data and teachers, made where and how."""
+  environment = run_folder.environment()
+  rows = metrics.read(places.run(piece) / "metrics.jsonl")
+  return {
+    "schema": study_pieces.SCHEMA,
+    "piece": piece.name,
+    "digest": found.digest,
+    "data_digest": found.meta["data_digest"],
+    "teachers": {n: d for n, d in found.meta["teachers"].items() if d != "ema"},
+    "steps": files.read_json(places.run(piece) / "DONE")["step"],
+    "command": run_folder.command_line(),
+    "date": environment.pop("date"),
+    "hardware": environment.pop("hardware"),
+    "versions": environment,
+    "seconds": {"training": round(_training_seconds(rows, found.config["train"]["batch_size"]), 1)},
+    "config": found.config,
+    "rows": [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows],
+  }
+
+
+def _training_seconds(rows: list[dict[str, float]], batch_size: int) -> float:
+  """The time of the steps by their logged rate: what an interruption or a wait cost is not in it."""
+  total, before = 0.0, 0.0
+  for row in rows:
+    total += (row["step"] - before) * batch_size / row["time/images_per_s"]
+    before = row["step"]
+  return total
 
 
 # --- teachers ---
 
 
-def teacher_folder(folder: Path, name: str) -> Path:
-  return folder / "teachers" / name
-
-
-def teacher_config(config: ConfigDict, name: str, folder: Path) -> ConfigDict:
+def teacher_config(config: ConfigDict, name: str, results: Path) -> ConfigDict:
   """The run config of one teacher; `init.weights` may name an earlier teacher of the study, as a probe's does."""
   run = copy.deepcopy(config.study.teachers[name].run)
   if run.init.weights in config.study.teachers:
-    run.init.weights = str(teacher_folder(folder, run.init.weights))
+    run.init.weights = str(Places(results, results).kept(Piece("teachers", run.init.weights)))
   return run
 
 
-def _teacher(config: ConfigDict, name: str, folder: Path, counter: str) -> dict[str, Any]:
-  options = config.study.teachers[name]
-  path = teacher_folder(folder, name)
-  _announce(counter, f"teacher '{name}': {options.label or options.run.model.name}", path)
-  train(teacher_config(config, name, folder), path, label=f"{counter} {name}")
-  quality = path / "quality.json"
-  found = checkpoint.load(path)
-  if not quality.exists() or files.read_json(quality)["digest"] != found.digest:
-    files.write_json(quality, {"digest": found.digest, **_quality(found, options.label or name, options.run)})
-  known = files.read_json(quality)
-  for what, share in known["rows"]:
+def _teacher(config: ConfigDict, piece: Piece, places: Places, counter: str) -> dict[str, Any]:
+  options = config.study.teachers[piece.key]
+  train(teacher_config(config, piece.key, places.results), places.run(piece), label=f"{counter} {piece.key}")
+  found, start = study_pieces.keep(places, piece), time.monotonic()
+  record = _record(piece, found, places)
+  record["quality"] = quality(found, options.label or piece.key, options.run)
+  record["seconds"]["evaluation"] = round(time.monotonic() - start, 1)
+  for what, share in record["quality"]["rows"]:
     print(f"    {what}: {100 * share:.1f} %", flush=True)
-  return {"key": name, **known}
-
-
-def _announce(counter: str, what: str, path: Path) -> None:
-  state = (
-    "done" if (path / "DONE").exists() else "going on" if (path / "checkpoints").exists() else "training"
-  )
-  print(f"{counter} {what}: {state}", flush=True)
-
-
-def _quality(found: checkpoint.Checkpoint, label: str, config: ConfigDict) -> dict[str, Any]:
-  """What a teacher knows, on the test split, beside the same measures of pixels and of random weights."""
-  subject = subjects.as_subject(label, found)
-  train_split, test = data.load(config.data).train, data.load_test(config.data)
-  rows: list[list[Any]] = []
-  if found.meta["num_classes"]:
-    logits = evaluation.head_logits(
-      subject.model,
-      subject.variables,
-      test,
-      mean=subject.mean,
-      std=subject.std,
-      batch_size=config.eval.batch_size,
-    )
-    rows.append(["test accuracy", evaluation.accuracy(logits["cls"], test.labels)])
-  for what, variables in (
-    ("frozen features", subject.variables),
-    ("random initialisation", _random(subject, config)),
-  ):
-    a, b = (_features(subject, variables, s.images) for s in (train_split, test))
-    rows += _probes(what, a, train_split.labels, b, test.labels)
-  pixels = [s.images[:].reshape(len(s), -1).astype(np.float32) / 255 for s in (train_split, test)]
-  rows += _probes("raw pixels", pixels[0], train_split.labels, pixels[1], test.labels)
-  parameters = int(sum(x.size for x in jax.tree.leaves(subject.variables["params"])))
-  trained_on = f"{config.data.name}, {len(train_split)} training images"
-  trained_on += ", labels used" if found.meta["num_classes"] else ", labels not used"
-  return {
-    "label": label,
-    "model": subject.about["model"],
-    "parameters": parameters,
-    "trained_on": trained_on,
-    "rows": rows,
-  }
-
-
-def _random(subject, config: ConfigDict):
-  size, channels = subject.model.image_size[0], subject.model.in_channels
-  return subject.model.init(jax.random.key(config.seed), np.zeros((1, size, size, channels), np.float32))
-
-
-def _features(subject, variables, images: np.ndarray) -> np.ndarray:
-  taps = evaluation.collect(
-    subject.model, variables, images, names=("features",), mean=subject.mean, std=subject.std, batch_size=256
-  )
-  return taps["features"]
-
-
-def _probes(what: str, a, a_labels, b, b_labels) -> list[list[Any]]:
-  return [
-    [f"k-NN (k=20), {what}", float(knn_accuracy(a, a_labels, b, b_labels, k=20))],
-    [f"linear probe, {what}", float(linear_probe(a, a_labels, b, b_labels))],
-  ]
+  return record
 
 
 # --- students ---
 
 
-def student_config(config: ConfigDict, arm: str, seed: int, folder: Path) -> ConfigDict:
+def student_config(config: ConfigDict, arm: str, seed: int, results: Path) -> ConfigDict:
   """The run config of one student: the study's own run keys with the arm's teachers and terms."""
   run = copy.deepcopy(config.to_dict())
   run.pop("study")
   chosen = config.study.arms[arm].to_dict()
-  trained = {n: str(teacher_folder(folder, n)) for n in config.study.teachers}
+  places = Places(results, results)
+  trained = {p.key: str(places.kept(p)) for p in study_pieces.teachers(config)}
   teachers = {
     n: {**t, "weights": trained.get(t["weights"], t["weights"])} for n, t in chosen["teachers"].items()
   }
   return configs.complete({**run, "seed": int(seed), "teachers": teachers, "terms": chosen["terms"]})
 
 
-def student_folder(config: ConfigDict, arm: str, seed: int, folder: Path) -> Path:
-  if config.study.replicas:
-    return replicas.folder_of(_replicas_folder(arm, folder), seed)
-  return folder / "students" / f"{arm}_seed{seed}"
+def _student(config: ConfigDict, piece: Piece, places: Places, counter: str) -> dict[str, Any]:
+  _train(config, piece, places, counter)
+  found = study_pieces.keep(places, piece)
+  record = {**_record(piece, found, places), "examination": _examined(config, piece, found)}
+  record["seconds"]["examination"] = record["examination"]["seconds"]
+  return record
 
 
-def _replicas_folder(arm: str, folder: Path) -> Path:
-  return folder / "students" / arm
-
-
-def _together(config: ConfigDict, folder: Path, total: int) -> None:
-  """Trains all seeds of each arm in one program; every student then has its folder, done."""
-  seeds = tuple(config.study.seeds)
-  for i, (arm, options) in enumerate(config.study.arms.items()):
-    path, number = _replicas_folder(arm, folder), len(config.study.teachers) + i * len(seeds) + 1
-    counter = f"[{number}-{number + len(seeds) - 1}/{total}]"
-    _announce(counter, f"student '{options.label or arm}', seeds {', '.join(map(str, seeds))}", path)
-    run = student_config(config, arm, seeds[0], folder)
+def _train(config: ConfigDict, piece: Piece, places: Places, counter: str) -> None:
+  """Trains the student, or with `study.replicas` all seeds of its arm in one program, each of which then is done."""
+  label = f"{counter} {piece.key} seed {piece.seed}"
+  seeds = tuple(config.study.seeds) if config.study.replicas else ()
+  run = student_config(config, piece.key, seeds[0] if seeds else piece.seed, places.results)
+  if seeds:
+    label = f"{counter} {piece.key} seeds {', '.join(map(str, seeds))}"
     with run.unlocked():
       run.train.replicas = seeds
-    train(run, path, label=f"{counter} {arm}")
+  train(run, places.training(piece), label=label)
 
 
-def _students(config: ConfigDict, folder: Path, total: int) -> dict[str, list[dict[str, Any]]]:
-  """`{arm: [examination of each seed]}`; all arms of a seed come before the next seed."""
-  if config.study.replicas:
-    _together(config, folder, total)
-    return {
-      arm: [
-        {"seed": int(s), **_examined(config, student_folder(config, arm, s, folder))}
-        for s in config.study.seeds
-      ]
-      for arm in config.study.arms
-    }
-  runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in config.study.arms}
-  number = len(config.study.teachers)
-  for seed in config.study.seeds:
-    for arm, options in config.study.arms.items():
-      number += 1
-      path = student_folder(config, arm, seed, folder)
-      _announce(f"[{number}/{total}]", f"student '{options.label or arm}', seed {seed}", path)
-      train(student_config(config, arm, seed, folder), path, label=f"[{number}/{total}] {arm} seed {seed}")
-      runs[arm].append({"seed": int(seed), **_examined(config, path)})
-  return runs
-
-
-def _examined(config: ConfigDict, path: Path) -> dict[str, Any]:
-  """The examination of one student, made once for its checkpoint and these settings."""
-  file, found = path / "analysis" / "examination.json", checkpoint.load(path)
-  settings = {k: config.study[k] for k in ("images", "hessian_images", "probes")}
-  if file.exists():
-    old = files.read_json(file)
-    if old["digest"] == found.digest and old["settings"] == settings:
-      return old
+def _examined(config: ConfigDict, piece: Piece, found: checkpoint.Checkpoint) -> dict[str, Any]:
   test = data.load_test(config.data)
   sample = balanced_sample(test, min(config.study.hessian_images, len(test)))
-  subject = subjects.as_subject(path.name, found)
   budget = {"images": min(config.study.images, len(test)), "probes": config.study.probes}
-  entry = examine(subject, test, sample, metrics=EXAMINED, **budget)
-  steps = files.read_json(path / "DONE")["step"]
-  files.write_json(file, {**entry, "settings": settings, "trained_steps": steps})
-  return files.read_json(file)
+  subject = subjects.as_subject(f"{piece.key}_seed{piece.seed}", found)
+  return examine(subject, test, sample, metrics=EXAMINED, **budget)
 
 
-def _forensics(config: ConfigDict, folder: Path) -> dict[str, Any]:
-  """Forensics of the first seed's students and of the teachers, made once."""
-  seed = config.study.seeds[0]
-  members = [(o.label or a, student_folder(config, a, seed, folder)) for a, o in config.study.arms.items()]
-  members += [(o.label or n, teacher_folder(folder, n)) for n, o in config.study.teachers.items()]
-  loaded = [(name, checkpoint.load(path)) for name, path in members]
-  file = folder / "forensics" / "forensics.json"
+def _forensics(config: ConfigDict, places: Places, done: list[Piece]) -> dict[str, Any]:
+  """Forensics of the first seed's students and of the teachers, of those that are done, made once."""
+  seed, chosen = config.study.seeds[0], config.study
+  members = [(chosen.arms[p.key].label or p.key, p) for p in done if p.seed == seed]
+  members += [(chosen.teachers[p.key].label or p.key, p) for p in done if p.kind == "teachers"]
+  loaded = [(name, checkpoint.load(places.kept(p))) for name, p in members]
+  out = places.results / "forensics"
+  file = out / "forensics.json"
   if file.exists() and _is_of(files.read_json(file), [f.digest for _, f in loaded]):
     return files.read_json(file)
   first = subjects.run_config(loaded[0][1])
-  chosen = config.study
   forensics(
     [subjects.as_subject(name, found, first if i else None) for i, (name, found) in enumerate(loaded)],
     config,
-    folder / "forensics",
+    out,
     budget=Budget(tuple(chosen.metrics), chosen.images, chosen.hessian_images, chosen.probes),
     date=datetime.date.today().isoformat(),
   )
@@ -244,11 +241,3 @@ def _forensics(config: ConfigDict, folder: Path) -> dict[str, Any]:
 def _is_of(result: dict[str, Any], digests: list[str]) -> bool:
   """Whether a forensics result is of these checkpoints, in this version's schema."""
   return result["schema"] == SCHEMA and [m["digest"] for m in result["models"]] == digests
-
-
-def _curves(config: ConfigDict, folder: Path) -> dict[str, list[list[dict[str, float]]]]:
-  """`{arm: [rows of metrics.jsonl of each seed]}`."""
-  return {
-    arm: [metrics.read(student_folder(config, arm, s, folder) / "metrics.jsonl") for s in config.study.seeds]
-    for arm in config.study.arms
-  }

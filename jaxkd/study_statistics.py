@@ -97,20 +97,25 @@ def summarize(
   curves: dict[str, list[list[dict[str, float]]]],
   forensics: dict[str, Any],
 ) -> dict[str, Any]:
-  """`study.json` (schema in `jaxkd.report`) from one examination per arm and seed."""
-  arms = {arm: _arm(config.study.arms[arm], arm, entries) for arm, entries in runs.items()}
-  comparisons, verdicts = judge(config, arms)
+  """`study.json` (schema in `jaxkd.report`) from one examination per arm and seed.
+
+  Where some are not there yet, it is marked as `partial`: "7 of 12 students".
+  """
+  arms = {arm: _arm(config.study.arms[arm], arm, entries) for arm, entries in runs.items() if entries}
+  partial = _partial(config, arms)
+  comparisons, verdicts = judge(config, arms, partial)
   dataset, test = data.load(config.data), data.load_test(config.data)
-  found = {arm: _curve(rows) for arm, rows in curves.items()}
+  found = {arm: _curve(rows) for arm, rows in curves.items() if rows}
   return {
     "schema": SCHEMA,
     "name": config.study.name,
     "question": QUESTION,
     **{k: forensics[k] for k in ("command", "hardware", "versions")},
     "date": datetime.date.today().isoformat(),
-    "seeds": [int(s) for s in config.study.seeds],
+    "partial": partial,
+    "seeds": sorted({r["seed"] for arm in arms.values() for r in arm["runs"]}),
     "conditions": _conditions(config),
-    "warnings": _warnings(config, found, comparisons),
+    "warnings": [*_unfinished(partial), *_warnings(config, found, comparisons)],
     "data": {
       "name": config.data.name,
       "train": len(dataset.train),
@@ -119,7 +124,7 @@ def summarize(
       "classes": len(dataset.class_names),
       "image_size": dataset.image_shape[0],
     },
-    "student": _student(config, runs),
+    "student": _student(config, next(entries for entries in runs.values() if entries)[0]),
     "metrics": [m for m in METRICS if any(m["key"] in r for a in arms.values() for r in a["runs"])],
     "arms": arms,
     "baseline": config.study.baseline,
@@ -130,8 +135,25 @@ def summarize(
   }
 
 
-def _student(config: ConfigDict, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-  first = next(iter(runs.values()))[0]
+def _partial(config: ConfigDict, arms: dict[str, Any]) -> str:
+  """ "7 of 12 students", or nothing for a complete study."""
+  done, planned = (
+    sum(len(a["runs"]) for a in arms.values()),
+    len(config.study.seeds) * len(config.study.arms),
+  )
+  return f"{done} of {planned} students" if done < planned else ""
+
+
+def _unfinished(partial: str) -> list[str]:
+  if not partial:
+    return []
+  return [
+    f"Partial study: {partial} are done. Numbers are of these, differences of the seeds that all arms shown have in "
+    "common; nothing is decided before the rest is there."
+  ]
+
+
+def _student(config: ConfigDict, first: dict[str, Any]) -> dict[str, Any]:
   return {
     "model": config.model.name,
     "parameters": first["parameters"],
@@ -181,28 +203,39 @@ def _number(value: float) -> float | None:
   return value if math.isfinite(value) else None
 
 
-def judge(config: ConfigDict, arms: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def judge(
+  config: ConfigDict, arms: dict[str, Any], partial: str = ""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
   """All paired differences as one family after Holm, and a verdict on each claimed ordering: entries of `study.json`.
 
+  Of a partial study, over the seeds that all arms shown have, and every verdict is undecided.
+
   Args:
-    config: of the study; read are its claims, baseline and smallest differences of interest.
-    arms: entries with `label` and `runs`, as in `study.json`.
+    config: of the study; read are its arms, claims, baseline and smallest differences of interest.
+    arms: entries with `label` and `runs`, as in `study.json`. partial: what is done of a part of a study.
   """
-  claims = [configs.parse_claim(c, set(arms)) for c in config.study.claims]
+  every = [(c, *configs.parse_claim(c, set(config.study.arms))) for c in config.study.claims]
+  claims = [(text, metric, order) for text, metric, order in every if set(order) <= set(arms)]
+  shared = set.intersection(*({r["seed"] for r in arm["runs"]} for arm in arms.values()))
+  if not shared or len(arms) < 2:
+    return [], []
   values = {
-    m["key"]: {a: {r["seed"]: r[m["key"]] for r in arm["runs"]} for a, arm in arms.items()}
+    m["key"]: {
+      a: {r["seed"]: r[m["key"]] for r in arm["runs"] if r["seed"] in shared} for a, arm in arms.items()
+    }
     for m in METRICS
     if all(m["key"] in r for arm in arms.values() for r in arm["runs"])
   }
   baseline = config.study.baseline
-  pairs = [(metric, a, b) for metric, order in claims for a, b in itertools.pairwise(order)]
-  pairs += [(m, baseline, a) for m in dict(claims) or values for a in arms if a != baseline]
+  pairs = [(metric, a, b) for _, metric, order in claims for a, b in itertools.pairwise(order)]
+  claimed = dict.fromkeys(metric for _, metric, _ in claims)
+  pairs += [(m, baseline, a) for m in claimed or values for a in arms if a != baseline]
   unique = {(m, frozenset((a, b))): (m, a, b) for m, a, b in reversed(pairs)}
   comparisons = compare(values, list(reversed(unique.values())))
   smallest = configs.parse_smallest(config.study.smallest)
   entries = [_comparison_entry(c, values[c.metric], smallest.get(c.metric)) for c in comparisons]
   verdicts = []
-  for claim, (metric, order) in zip(config.study.claims, claims, strict=True):
+  for claim, metric, order in claims:
     labels = {a: arm["label"] for a, arm in arms.items()}
     named = [dataclasses.replace(c, a=labels[c.a], b=labels[c.b]) for c in comparisons if c.metric == metric]
     shown = next(m for m in METRICS if m["key"] == metric)
@@ -215,9 +248,12 @@ def judge(config: ConfigDict, arms: dict[str, Any]) -> tuple[list[dict[str, Any]
       "metric": metric,
       "order": list(order),
     }
-    if found.outcome == "undecided":
+    outcome = {"verdict": found.outcome, "reason": found.reason}
+    if partial:
+      outcome = {"verdict": "undecided", "reason": f"{partial} are done; so far {found.reason}"}
+    elif found.outcome == "undecided":
       entry["power"] = study_power.note(unclear_steps(names, named), smallest.get(metric), shown)
-    verdicts.append({**entry, "verdict": found.outcome, "reason": found.reason})
+    verdicts.append({**entry, **outcome})
   return entries, verdicts
 
 

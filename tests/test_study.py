@@ -1,14 +1,16 @@
 """The whole study on a tiny config, through the command line: stages, restart, report, and the other commands."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from jaxkd import checkpoint, replicas
+from jaxkd import checkpoint, checkpoint_file, replicas, study_pieces
 from jaxkd import config as configs
 from jaxkd import study as study_module
-from jaxkd.errors import UserError
+from jaxkd.errors import IntegrityFailure, UserError
 from jaxkd.main import main
 from jaxkd.study import run_study, student_config
 from tests import tiny
@@ -150,21 +152,20 @@ def test_evaluate_forensics_and_inspect_need_only_the_path(folder, capsys):
 
 
 def test_seeds_trained_together_are_students_like_any_other(tmp_path, monkeypatch):
-  monkeypatch.setattr(
-    study_module, "_examined", lambda config, path: {"digest": checkpoint.load(path).digest}
-  )
+  monkeypatch.setattr(study_module, "_examined", lambda config, piece, found: {"seconds": 0.0})
   config = study_config()
   with config.unlocked():
     config.study.arms = {"none": config.study.arms.none}
     config.study.replicas = True
-  students = study_module._students(config, tmp_path, 2)["none"]
-  assert [run["seed"] for run in students] == [0, 1]
-  assert students[0]["digest"] != students[1]["digest"]
-  for seed in (0, 1):
-    own = study_module.student_folder(config, "none", seed, tmp_path)
-    assert own == tmp_path / "students" / "none" / f"seed{seed}"
-    alone = replicas.single(student_config(config, "none", 0, tmp_path), seed)
-    assert configs.difference(configs.complete(checkpoint.load(own).config), alone) == {}
+  places = study_module.open_study(config, tmp_path)
+  pieces = study_pieces.students(config)
+  records = [study_module.run_piece(config, piece, places) for piece in pieces]
+  assert [p.name for p in pieces] == ["students/none_seed0", "students/none_seed1"]
+  assert records[0]["digest"] != records[1]["digest"]
+  for piece in pieces:
+    assert places.run(piece) == tmp_path / "students" / "none" / f"seed{piece.seed}"
+    alone = replicas.single(student_config(config, "none", 0, tmp_path), piece.seed)
+    assert configs.difference(configs.complete(checkpoint.load(places.kept(piece)).config), alone) == {}
 
 
 @pytest.mark.parametrize(
@@ -181,3 +182,123 @@ def test_a_study_with_replicas_in_the_wrong_place_is_refused(change, match):
     change(config)
   with pytest.raises(UserError, match=match):
     configs.validate(config)
+
+
+# --- pieces ---
+
+PIECE = "students/cnn_kd_seed1"
+
+
+@pytest.fixture
+def carried(folder, tmp_path):
+  """What a study keeps, without its run folders: as on another machine, after a checkout."""
+  shutil.copytree(
+    folder / "out",
+    tmp_path / "kept",
+    ignore=lambda d, names: [n for n in names if Path(d, n, "DONE").exists()],
+  )
+  assert not list((tmp_path / "kept").glob("*/*/checkpoints"))
+  return tmp_path
+
+
+def study_command(folder, carried, *more):
+  words = [f"--config={folder / 'study_config.py'}", f"--workdir={carried / 'runs'}"]
+  return main(["study", *words, f"--results={carried / 'kept'}", *more])
+
+
+def measured(record):
+  return {k: v for k, v in record["examination"].items() if k not in ("seconds", "checkpoint")}
+
+
+def test_a_piece_made_again_from_the_kept_teacher_is_the_same_to_the_bit(folder, carried):
+  record = carried / "kept" / f"{PIECE}.json"
+  before = json.loads(record.read_text())
+  record.unlink()
+  record.with_suffix(".safetensors").unlink()
+  assert study_command(folder, carried, "--piece=next") == 0
+  after = json.loads(record.read_text())
+  assert after["digest"] == before["digest"]
+  assert measured(after) == measured(before)
+  assert after["rows"] == before["rows"]
+  assert after["teachers"] == {"cnn": json.loads((carried / "kept/teachers/cnn.json").read_text())["digest"]}
+  runs = sorted(p.parent.name for p in (carried / "runs").glob("*/*/DONE"))
+  assert runs == [PIECE.split("/")[1]]  # nothing else was trained
+
+
+def test_another_seed_is_another_student(folder):
+  one, other = (json.loads((folder / "out" / f"students/cnn_kd_seed{s}.json").read_text()) for s in (0, 1))
+  assert one["digest"] != other["digest"]
+  assert one["rows"] != other["rows"]
+
+
+def test_a_part_of_a_study_says_so(folder, carried, capsys):
+  (carried / "kept" / f"{PIECE}.json").unlink()
+  assert study_command(folder, carried, "--pieces") == 0
+  listed = capsys.readouterr().out
+  assert [line.split()[1] for line in listed.splitlines()[:-1]].count("done") == 7
+  assert "1 of 8 pieces are left: about" in listed
+  assert study_command(folder, carried, "--piece=report") == 0
+  assert "partial: 5 of 6 students" in " ".join(capsys.readouterr().out.split())
+  study = json.loads((carried / "kept" / "study.json").read_text())
+  assert study["partial"] == "5 of 6 students"
+  assert "Partial study: 5 of 6 students" in study["warnings"][0]
+  assert all(v["verdict"] == "undecided" and "5 of 6" in v["reason"] for v in study["verdicts"])
+  assert {c["n"] for c in study["comparisons"]} == {1}  # seed 0, which all arms have
+  assert "Partial study: 5 of 6 students" in (carried / "kept" / "report.html").read_text()
+  assert json.loads((folder / "out" / "study.json").read_text())["partial"] == ""
+
+
+def test_a_study_may_get_more_seeds_and_other_claims(folder, carried):
+  config = study_config()
+  with config.unlocked():
+    config.study.seeds, config.study.claims = (0, 1, 2), ("accuracy_cls: none < ssl",)
+  places = study_module.open_study(config, carried / "runs", carried / "kept")
+  left = [r["piece"] for r in study_pieces.listing(config, places) if r["state"] != "done"]
+  assert left == ["students/none_seed2", "students/cnn_kd_seed2", "students/ssl_seed2"]
+  with config.unlocked():
+    config.optim.lr = 0.5
+  with pytest.raises(UserError, match=r"optim.lr"):
+    study_module.open_study(config, carried / "runs", carried / "kept")
+
+
+def test_pieces_that_do_not_belong_together_are_refused(folder, carried):
+  config, places = study_config(), study_pieces.Places(carried / "runs", carried / "kept")
+  record = places.results / f"{PIECE}.json"
+  entry = json.loads(record.read_text())
+  record.write_text(json.dumps({**entry, "teachers": {"cnn": "0" * 64}}))
+  with pytest.raises(UserError, match="learnt from another 'cnn'"):
+    study_module.make_report(config, places)
+  record.write_text(json.dumps({**entry, "data_digest": "0" * 64}))
+  with pytest.raises(UserError, match="different data"):
+    study_module.make_report(config, places)
+  record.write_text(json.dumps(entry))
+  shutil.copy(places.results / "students/none_seed0.safetensors", record.with_suffix(".safetensors"))
+  with pytest.raises(IntegrityFailure, match="not the model"):
+    study_module.make_report(config, places)
+  shutil.copy(places.results / "teachers/ssl.safetensors", places.results / "teachers/cnn.safetensors")
+  with pytest.raises(IntegrityFailure, match="not the model"):
+    study_module.run_piece(config, study_pieces.find(config, places, PIECE), places)
+  with pytest.raises(UserError, match="no piece 'students/cnn_kd_seed7'"):
+    study_pieces.find(config, places, "students/cnn_kd_seed7")
+  (places.results / "teachers/cnn.json").unlink()
+  record.unlink()
+  with pytest.raises(UserError, match=r"learns from teachers/cnn, which is not done"):
+    study_module.run_piece(config, study_pieces.find(config, places, PIECE), places)
+
+
+def test_a_kept_model_is_a_checkpoint_for_every_command(folder, carried, capsys):
+  kept, run = carried / "kept" / f"{PIECE}.safetensors", folder / "out" / PIECE
+  found, original = checkpoint.load(kept), checkpoint.load(run)
+  assert found.meta == {**original.meta, "inference": "params"}
+  assert (found.config, found.step) == (original.config, original.step)
+  np.testing.assert_equal(found.variables, original.variables)
+  again = carried / "again.safetensors"
+  checkpoint_file.write(found, again)
+  assert again.read_bytes() == kept.read_bytes()
+  assert main(["evaluate", str(kept)]) == 0
+  assert list(kept.with_suffix("").glob("eval/evaluation_*.json"))
+  damaged = bytearray(kept.read_bytes())
+  damaged[-1] ^= 1
+  kept.write_bytes(damaged)
+  with pytest.raises(IntegrityFailure, match="not those that were written"):
+    checkpoint.load(kept)

@@ -5,7 +5,7 @@ import pytest
 from jaxkd import config as configs
 from jaxkd import study_recipes
 from jaxkd.errors import UserError
-from jaxkd.study import teacher_config, teacher_folder
+from jaxkd.study import teacher_config
 
 SMALL_SETS = ("digits", "fashion_mnist", "synthetic_shapes")
 NO_CLS = tuple(f"{t}_cls" for t in ("cnn", "resnet", "convnext"))  # a CNN has no cls token
@@ -46,7 +46,7 @@ def test_the_knob_holds_every_layer_at_its_target():
 def test_a_probe_starts_from_the_features_of_the_study(tmp_path):
   config = load("digits,arms=none+ssl_kd")
   run = teacher_config(config, "ssl_probe", tmp_path)
-  assert run.init.weights == str(teacher_folder(tmp_path, "ssl"))
+  assert run.init.weights == str(tmp_path / "teachers" / "ssl.safetensors")
   assert config.study.teachers.ssl_probe.run.init.weights == "ssl"  # the study's own config stays
 
 

@@ -19,7 +19,7 @@ def study(runs, claims, smallest=("accuracy_cls: 0.01",)):
     }
     for arm, values in runs.items()
   }
-  chosen = types.SimpleNamespace(claims=claims, baseline="none", smallest=smallest)
+  chosen = types.SimpleNamespace(arms=arms, claims=claims, baseline="none", smallest=smallest)
   return judge(types.SimpleNamespace(study=chosen), arms)
 
 

@@ -34,5 +34,5 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
   if args.against:
     other = Path(args.against).absolute().name
     paths, names = [*paths, args.against], [*names, other if other != names[0] else f"{other} (other)"]
-  args.out = args.out or str(checkpoint.resolve(args.checkpoint).parent.parent / "analysis")
+  args.out = args.out or str(checkpoint.home(args.checkpoint) / "analysis")
   return compare(args, paths, names)

@@ -77,7 +77,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     logs = {head: evaluation.log_probabilities(p) for head, p in averaged.items()}
     reports = {head: classification_report(z, test.labels, names) for head, z in logs.items()}
     result["tta"] = {"views": args.tta, "heads": reports}
-  out = Path(args.out) if args.out else found.path.parent.parent / "eval"
+  out = Path(args.out) if args.out else checkpoint.home(found.path) / "eval"
   if not distributed.is_first():
     return 0
   files.write_json(out / f"evaluation_{found.step}.json", result)

@@ -239,6 +239,7 @@ _STUDY = _object(
   **_FRAME,
   name=_text,
   question=_text,
+  partial=_optional(_text),
   seeds=_list(_number, least=1),
   conditions=_list(_text),
   warnings=_list(_text),

@@ -375,6 +375,7 @@ def teacher_tables(study: Mapping[str, Any]) -> list[Table]:
   for t in study["teachers"]:
     facts = [str(t[k]) for k in ("model", "trained_on") if t.get(k)]
     facts += [f"{number(t['parameters'])} parameters"] if t.get("parameters") else []
+    facts += [f"k-NN and probes: {t['probed_with']}"] if t.get("probed_with") else []
     rows = [
       [
         Cell(str(what)),
@@ -399,7 +400,7 @@ def console_table(study: Mapping[str, Any]) -> ConsoleTable:
     pad_edge=False,
     padding=(0, 1),
     title_justify="left",
-    title=Text(f"Study {study['name']}: mean and 95 % interval over {len(study['seeds'])} seeds"),
+    title=Text(_console_title(study)),
   )
   table.add_column("Arm", overflow="fold", min_width=12)
   for m in metrics:
@@ -415,6 +416,11 @@ def console_table(study: Mapping[str, Any]) -> ConsoleTable:
   grid.add_row(table)
   grid.add_row(_console_verdicts(study))
   return grid
+
+
+def _console_title(study: Mapping[str, Any]) -> str:
+  title = f"Study {study['name']}: mean and 95 % interval over {len(study['seeds'])} seeds"
+  return f"{title} (partial: {study['partial']})" if study.get("partial") else title
 
 
 def _console_verdicts(study: Mapping[str, Any]) -> ConsoleTable:

@@ -12,6 +12,7 @@ import flax.linen as nn
 from jaxkd import config as configs
 from jaxkd import models
 from jaxkd.checkpoint import Checkpoints
+from jaxkd.checkpoint_file import is_checkpoint_file
 from jaxkd.errors import UserError, did_you_mean
 from jaxkd.weights import hub, tables
 from jaxkd.weights.convert import Conversion, convert_state
@@ -60,6 +61,8 @@ class Opened:
 def is_weights(spec: str | Path) -> bool:
   """Whether `spec` means torch weights (a file, a folder of shards, a hub name) rather than a jaxkd checkpoint."""
   path = Path(spec)
+  if is_checkpoint_file(path):
+    return False
   named = str(spec).startswith(HUB) or path.suffix in SUFFIXES
   return named or path.is_file() or any((path / name).is_file() for name in IN_FOLDERS)
 
