@@ -29,7 +29,7 @@ log = logging.getLogger("jaxkd")
 # Changing these does not change what is computed, so a run may be resumed with other values; a sharding changes the
 # order of sums, as another number of devices does.
 SAME_BATCHES = ("data.root", "data.download", "data.placement", "data.device_gib", "data.workers")
-HARMLESS = ("log.", "checkpoint.", "eval.batch_size", "sharding.", *SAME_BATCHES)
+HARMLESS = ("log.", "checkpoint.", "eval.batch_size", "sharding.", "study.smallest", *SAME_BATCHES)
 
 
 def check_folder(config: ConfigDict, folder: Path) -> None:
