@@ -113,6 +113,14 @@ def test_a_finished_study_trains_and_examines_nothing_again(folder, monkeypatch)
   before = (folder / "out" / "study.json").read_text()
   run_study(study_config(), folder / "out")
   assert json.loads(before)["arms"] == json.loads((folder / "out" / "study.json").read_text())["arms"]
+  other = study_config()
+  with other.unlocked():
+    other.study.smallest = ("mean_distance: 0.5",)  # asks no more than another sentence
+  sizes = {
+    c["metric"]: (c["power"] or {}).get("smallest") for c in run_study(other, folder / "out")["comparisons"]
+  }
+  assert sizes["accuracy_cls"] is None
+  assert sizes["mean_distance"] == 0.5
 
 
 def test_a_study_folder_of_another_study_is_refused(folder):
