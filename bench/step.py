@@ -15,7 +15,7 @@ import numpy as np
 from jaxkd import config as configs
 from jaxkd import run_folder
 from jaxkd.experiment import build
-from jaxkd.feed import make_batch
+from jaxkd.feed import make_batch, place_batch
 from jaxkd.step import frozen_inputs, init_state, make_train_step, place
 
 
@@ -26,8 +26,8 @@ def measure(config, steps: int) -> dict[str, float | str]:
   train_step, size = make_train_step(experiment), config.train.batch_size
   times = []
   for step in range(steps + 1):
-    batch = make_batch(experiment, step)
     start = time.perf_counter()
+    batch = place_batch(experiment, make_batch(experiment, step))
     state, metrics = train_step(state, batch, frozen)
     jax.block_until_ready((state, metrics))
     times.append(time.perf_counter() - start)

@@ -68,15 +68,12 @@ class Checkpoints:
 
   Args:
     folder: `<run>/checkpoints`. keep: number of newest steps kept.
-    metric: name in the saved metrics by which one best step is kept besides, or None.
+    metrics: names in the saved metrics; by each of them one best step is kept besides.
   """
 
-  def __init__(self, folder: Path, *, keep: int, metric: str | None):
+  def __init__(self, folder: Path, *, keep: int, metrics: tuple[str, ...]):
     self.folder = folder.absolute()
-    self.metric = metric
-    kept = [policies.LatestN(keep)]
-    if metric:
-      kept.append(policies.BestN(get_metric_fn=lambda m: m.get(metric, -np.inf), reverse=False, n=1))
+    kept = [policies.LatestN(keep), *(_best_by(metric) for metric in metrics)]
     policy = policies.AnyPreservationPolicy(kept)
     options = ocp.CheckpointManagerOptions(
       preservation_policy=policy, create=False, multiprocessing_options=_for_this_process()
@@ -147,13 +144,13 @@ class Checkpoints:
       raise IntegrityFailure(f"no good checkpoint in {self.folder}", "start again in another --workdir")
     return None
 
-  def best_step(self) -> int:
-    """The saved step with the highest metric (the first of equals), or the newest when none is tracked."""
-    return distributed.from_first(self._best_step)
+  def best_step(self, metric: str | None) -> int:
+    """The saved step where `metric` is highest (the first of equals), or the newest for None."""
+    return distributed.from_first(lambda: self._best_step(metric))
 
-  def _best_step(self) -> int:
+  def _best_step(self, metric: str | None) -> int:
     self.wait()
-    steps, metric = sorted(self.manager.all_steps()), self.metric
+    steps = sorted(self.manager.all_steps())
     if metric is None:
       return steps[-1]
     return max(steps, key=lambda s: self.metrics(s).get(metric, -np.inf))
@@ -195,6 +192,10 @@ class Checkpoints:
       need = f"; a checkpoint needs {self.size:,} bytes{room}" if self.size else ""
       hint = "free space (earlier steps are intact), then run the same command to continue"
       raise CannotWrite(f"cannot write {self.folder}: {os.strerror(number)}{need}", hint) from e
+
+
+def _best_by(metric: str) -> policies.BestN:
+  return policies.BestN(get_metric_fn=lambda m: m.get(metric, -np.inf), reverse=False, n=1)
 
 
 def _for_this_process() -> ocp.options.MultiprocessingOptions:
@@ -266,9 +267,16 @@ def load(path: str | Path) -> Checkpoint:
   """Reads and verifies the checkpoint at `path` (see `resolve`).
 
   Raises:
-    UserError: no checkpoint there. IntegrityFailure: its bytes are damaged.
+    UserError: no checkpoint there, or one of several replicas. IntegrityFailure: its bytes are damaged.
   """
-  return read_step(resolve(path))
+  step_folder = resolve(path)
+  if seeds := read_json(step_folder, "meta").get("replicas"):
+    run = step_folder.parent.parent
+    raise UserError(
+      f"{run} trained {len(seeds)} students at once",
+      f"name one of them: {', '.join(f'{run}/seed{s}' for s in seeds)}",
+    )
+  return read_step(step_folder)
 
 
 def read_step(path: Path) -> Checkpoint:

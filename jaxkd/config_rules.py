@@ -36,11 +36,21 @@ def _validate_study(config: ConfigDict) -> None:
     )
   for name, teacher in study.teachers.items():
     _validate_run(teacher.run, f"study.teachers.{name}.run.")
+    if teacher.run.train.replicas:
+      raise UserError(
+        f"study.teachers.{name}.run.train.replicas: a teacher is one model", "leave it empty and set its seed"
+      )
   for name, arm in study.arms.items():
     validate_objective(arm, config, f"study.arms.{name}.", known_weights=set(study.teachers))
   for claim in study.claims:
     parse_claim(claim, set(study.arms))
+  if config.train.replicas:
+    raise UserError(
+      "train.replicas: a study has its seeds in study.seeds", "set --config.study.replicas=true instead"
+    )
   _validate_common(config, "")
+  if study.replicas:
+    _validate_replicas(config, "study.replicas", "")
   for name, arm in study.arms.items():
     _validate_average(arm, config, f"study.arms.{name}.", "")
 
@@ -92,11 +102,38 @@ def _validate_train(config: ConfigDict, path: str) -> None:
       f"{path}train.ema_end={train.ema_end:g} without a moving average to end there",
       f"set --config.{path}train.ema=0.996, or ema_end to 0",
     )
+  if train.replicas:
+    _validate_replicas(config, f"{path}train.replicas", path)
   if config.eval.metric != "none" and config.model.get("num_classes") == 0:
     raise UserError(
       f"{path}eval.metric={config.eval.metric} of a model without classes ({path}model.num_classes=0)",
       f"set --config.{path}eval.metric=none",
     )
+
+
+def _validate_replicas(config: ConfigDict, key: str, path: str) -> None:
+  """What one program for several seeds cannot do, because they would part ways or share what is one's own."""
+  train, found = config.train, config.train.replicas
+  if len(set(found)) != len(found):
+    raise UserError(f"{key} {found} must be distinct", f"e.g. --config.{key}=0,1,2")
+  refused = {
+    f"train.patience={train.patience}": (train.patience > 0, "each replica would stop at another step"),
+    "optim.schedule=plateau": (
+      config.optim.schedule == "plateau",
+      "each replica would have a learning rate of its own",
+    ),
+    f"train.swa_start_epoch={train.swa_start_epoch:g}": (
+      train.swa_start_epoch > 0,
+      "the average's statistics are collected for one model at a time",
+    ),
+    f"log.wandb={config.log.wandb}": (bool(config.log.wandb), "a process reports one run there"),
+  }
+  for what, (is_set, why) in refused.items():
+    if is_set:
+      raise UserError(
+        f"{key} with {path}{what}: {why}",
+        f"train one run per seed, or leave {what.partition('=')[0]} at its default",
+      )
 
 
 def _validate_optim(config: ConfigDict, path: str) -> None:

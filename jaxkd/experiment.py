@@ -26,12 +26,14 @@ from jaxkd.targets import Owner
 from jaxkd.teachers import Teacher
 from jaxkd.term_check import check_terms
 
+SEEDS = ("seed", "data.order_seed", "train.replicas")  # what no compiled program depends on but in number
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
   """Everything a training run is made of.
 
-  Two experiments are equal when they differ in nothing but the seed: such runs share their compiled programs.
+  Two experiments are equal when they differ in nothing but seeds: such runs share their compiled programs.
   """
 
   config: ConfigDict
@@ -48,16 +50,21 @@ class Experiment:
 
   @functools.cached_property
   def signature(self) -> str:
-    """The config but for its seed, the data and the teachers."""
-    keys = {k: v for k, v in configs.flat(self.config).items() if k != "seed"}
+    """The config but for its seeds, the data and the teachers."""
+    keys = {k: v for k, v in configs.flat(self.config).items() if k not in SEEDS}
     digests = {name: (t.digest, t.view, t.size, bool(t.bank)) for name, t in self.teachers.items()}
-    return repr((keys, self.dataset.digest, digests, self.mesh))
+    return repr((keys, len(self.replicas), self.dataset.digest, digests, self.mesh))
 
   def __eq__(self, other: object) -> bool:
     return isinstance(other, Experiment) and self.signature == other.signature
 
   def __hash__(self) -> int:
     return hash(self.signature)
+
+  @property
+  def replicas(self) -> tuple[int, ...]:
+    """Seeds of the students trained in one program; empty for a run of one."""
+    return tuple(self.config.train.replicas)
 
   def every(self, epochs: float) -> int:
     """`epochs` in steps, at least 1."""

@@ -17,10 +17,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxkd import bank as bank_of
-from jaxkd import data, distributed, sharding
+from jaxkd import data, sharding
 from jaxkd.bank import Bank
 from jaxkd.data.streaming import Batches, Stream, shield_workers
 from jaxkd.experiment import Experiment
+from jaxkd.replicas import order_seed
 
 log = logging.getLogger("jaxkd")
 
@@ -49,11 +50,12 @@ def _picks(experiment: Experiment, step: int) -> Batch:
   config, train = experiment.config, experiment.dataset.train
   size, geometries = config.train.batch_size, config.data.augment.geometries
   repeats = config.data.augment.repeats
-  index = data.batch_indices(step, examples=len(train), batch_size=size, seed=config.seed, repeats=repeats)
+  seed = order_seed(config)
+  index = data.batch_indices(step, examples=len(train), batch_size=size, seed=seed, repeats=repeats)
   batch: Batch = {"index": index}
   if geometries:
     count = size * config.data.views.global_count
-    batch["geometry"] = data.geometry_indices(step, count=count, geometries=geometries, seed=config.seed)
+    batch["geometry"] = data.geometry_indices(step, count=count, geometries=geometries, seed=seed)
   return batch
 
 
@@ -71,8 +73,8 @@ def _features(
 
 
 def place_batch(experiment: Experiment, batch: Batch) -> Batch:
-  """A batch of `make_batch` as a step takes it: in several processes split over all devices, else as it is."""
-  return sharding.shard_batch(batch, experiment.mesh) if distributed.processes() > 1 else batch
+  """A batch of `make_batch` as a step takes it: on the devices, split over all of them."""
+  return sharding.shard_batch(batch, experiment.mesh)
 
 
 def local_rows(split: NamedSharding, batch_size: int, process: int) -> np.ndarray:
@@ -91,7 +93,7 @@ def place(rows: np.ndarray, local: np.ndarray, batch_size: int, split: NamedShar
     start = np.searchsorted(rows, first)
     return local[start : start + last - first]
 
-  return jax.make_array_from_callback((batch_size, *local.shape[1:]), split, part)
+  return sharding.assemble((batch_size, *local.shape[1:]), split, part)
 
 
 class Feed:
@@ -138,7 +140,8 @@ class Feed:
         "data.workers=%d is not used: '%s' is in memory, nothing to decode", workers, config.data.name
       )
     repeats = config.data.augment.repeats
-    batches = Batches(train.images, train.labels, self.stop, size, config.seed, self._rows, repeats)
+    seed = order_seed(config)
+    batches = Batches(train.images, train.labels, self.stop, size, seed, self._rows, repeats)
     return Stream(batches, start=self.step, workers=workers)
 
   def batch(self, step: int) -> Batch:
@@ -238,13 +241,11 @@ class Feed:
 
 
 def stack(batches: list[Batch]) -> Batch:
-  """Batches as one with a leading axis of steps; what is on the devices stays there, split as before."""
+  """Batches on the devices as one with a leading axis of steps, split as before."""
   return jax.tree.map(_stack, *batches)
 
 
 def _stack(*leaves: Any) -> Any:
-  if not isinstance(leaves[0], jax.Array):
-    return np.stack(leaves)
   split: Any = leaves[0].sharding  # of `place`
   return _stacker(NamedSharding(split.mesh, P(None, *split.spec)))(leaves)
 

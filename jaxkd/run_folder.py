@@ -50,6 +50,11 @@ def _changed_keys(config: ConfigDict, folder: Path) -> dict[str, tuple[Any, Any]
   return configs.difference(configs.from_json(path.read_text()), configs.from_json(configs.to_json(config)))
 
 
+def steps(folder: Path) -> set[int]:
+  """The checkpoints that were completed and are not known to be damaged."""
+  return {int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()}
+
+
 def has_steps(folder: Path) -> bool:
   """Whether a checkpoint was ever completed here, good or damaged."""
   return any(

@@ -61,6 +61,7 @@ DATA = {
   "sha256": Field((), "digests that files of `root` must have: 'NAME=HEX', ..."),
   "image_size": Field(0, "side of the (square) image in pixels; 0 is the source's own", low=0, high=1024),
   "channels": Field(0, "1 (grey) or 3 (RGB); 0 is the source's own", choices=(0, 1, 3)),
+  "order_seed": Field(-1, "seed of the data order; -1 is the run's own `seed`", low=-1),
   "split_seed": Field(0, "seed of the stratified train/validation/test split", low=0),
   "validation": Field(0.1, "share of the images held out for validation", above=0.0, high=0.5),
   "test": Field(0.2, "share sealed for testing where the source has no test split", above=0.0, high=0.5),
@@ -341,6 +342,12 @@ TRAIN = {
     0, "validations without a better `eval.metric` after which the run stops; 0 is never", low=0
   ),
   "steps_per_call": Field(1, "steps in one dispatch; fewer where a log, validation or save is due", low=1),
+  "replicas": Field(
+    (),
+    "seeds of students trained in one program, in one data order; empty is one student",
+    low=0,
+    items=int,
+  ),
   "remat": Field(
     "none",
     "recompute the student's blocks in the backward pass: less memory, a third more work",
@@ -428,6 +435,7 @@ STUDY = {
   "study": {
     "name": Field("study", "title of the report"),
     "seeds": Field((0, 1, 2), "one matched set of students for each", low=0),
+    "replicas": Field(False, "train the seeds of an arm in one program (docs/training.md)"),
     "baseline": Field("none", "the arm the others are compared with"),
     "teachers": Each({"label": Field("", "name in tables and figures"), "run": RUN}),
     "arms": Each(ARM),

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from jaxkd import averaging, data, losses, sam, sharding, stopping
+from jaxkd import averaging, data, losses, replicas, sam, sharding, stopping
 from jaxkd import bank as bank_of
 from jaxkd import parameter_groups as groups
 from jaxkd.bank import Bank
@@ -30,7 +30,10 @@ WHITENING_IMAGES = 256  # from which a teacher's space is fitted
 
 
 class TrainState(struct.PyTreeNode):
-  """All that a run changes. `ema`, `terms`, `average` and `watch` are empty dicts where the run has none."""
+  """All that a run changes. `ema`, `terms`, `average` and `watch` are empty dicts where the run has none.
+
+  Of a run with replicas every array has a leading axis more.
+  """
 
   step: jax.Array  # int32 []
   params: dict[str, Any]  # {"model": ..., "heads": ...}
@@ -47,17 +50,22 @@ class TrainState(struct.PyTreeNode):
 def init_state(experiment: Experiment) -> TrainState:
   """The state before step 0. Initial weights depend on the seed and the model only, not on terms or teachers."""
   init = _model_init(experiment.model, experiment.dataset.image_shape)
-  return _fresh(experiment, init, _once(experiment.objective.init))
+  heads = _once(experiment.objective.init)
+  if experiment.replicas:
+    return replicas.stack([_fresh(experiment, key, init, heads) for key in seed_key(experiment)])
+  return _fresh(experiment, seed_key(experiment), init, heads)
 
 
 def state_shapes(experiment: Experiment) -> TrainState:
   """The shapes and dtypes of `init_state`; nothing is computed."""
   init = _initializer(experiment.model, experiment.dataset.image_shape)
-  return jax.eval_shape(lambda: _fresh(experiment, init, experiment.objective.init))
+  count = (len(experiment.replicas),) if experiment.replicas else ()
+  shapes = jax.eval_shape(lambda: _fresh(experiment, jax.random.key(0), init, experiment.objective.init))
+  return jax.tree.map(lambda s: jax.ShapeDtypeStruct(count + s.shape, s.dtype), shapes)
 
 
-def _fresh(experiment: Experiment, init_model, init_heads) -> TrainState:
-  key, objective = seed_key(experiment), experiment.objective
+def _fresh(experiment: Experiment, key: jax.Array, init_model, init_heads) -> TrainState:
+  objective = experiment.objective
   variables = dict(init_model(jax.random.fold_in(key, MODEL)))
   heads, terms = init_heads(jax.random.fold_in(key, HEADS))
   # Copies have their own buffers: the step donates all.
@@ -78,7 +86,9 @@ def _fresh(experiment: Experiment, init_model, init_heads) -> TrainState:
 
 
 def seed_key(experiment: Experiment) -> jax.Array:
-  """The key of the run. It is an input of every program, so that runs of other seeds reuse the compiled ones."""
+  """The key of the run, or [k] those of replicas; an input of every program, so that other seeds reuse the compiled."""
+  if experiment.replicas:
+    return jnp.stack([jax.random.key(seed) for seed in experiment.replicas])
   return jax.random.key(experiment.config.seed)
 
 
@@ -193,6 +203,13 @@ def make_train_steps(experiment: Experiment):
 
 
 def _step(experiment: Experiment, state: TrainState, batch: Batch, frozen):
+  advance = replicas.over(experiment, functools.partial(_advance, experiment))
+  new, metrics = advance(state, batch, frozen)
+  return jax.lax.with_sharding_constraint(new, sharding.state_shardings(new, experiment.mesh)), metrics
+
+
+def _advance(experiment: Experiment, state: TrainState, batch: Batch, frozen):
+  """A step of one run, or of one replica."""
   loss_fn = loss_function(experiment, state, batch, frozen)
   total, aux, grads = _gradient(experiment, loss_fn, state.params)
   norm = _trained_norm(experiment, grads)
@@ -207,7 +224,7 @@ def _step(experiment: Experiment, state: TrainState, batch: Batch, frozen):
   )
   metrics = {"loss": total, **aux["logged"], "gradient_norm": norm, "lr": learning_rate(experiment, state)}
   metrics["skipped"] = keep.skipped
-  return jax.lax.with_sharding_constraint(keep, sharding.state_shardings(keep, experiment.mesh)), metrics
+  return keep, metrics
 
 
 def learning_rate(experiment: Experiment, state: TrainState) -> jax.Array:
@@ -247,7 +264,7 @@ def make_gradient_shares(experiment: Experiment):
     )
     return dict(zip(names, norms, strict=True))
 
-  return _once(_with_precision(experiment, shares))
+  return _once(_with_precision(experiment, replicas.over(experiment, shares)))
 
 
 def loss_function(experiment: Experiment, state: TrainState, batch: Batch, frozen):

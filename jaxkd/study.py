@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, data, evaluation, files, metrics, run_folder, subjects
+from jaxkd import checkpoint, data, evaluation, files, metrics, replicas, run_folder, subjects
 from jaxkd import config as configs
 from jaxkd.analysis import knn_accuracy, linear_probe
 from jaxkd.analysis.forensics import SCHEMA
@@ -156,18 +156,46 @@ def student_config(config: ConfigDict, arm: str, seed: int, folder: Path) -> Con
   return configs.complete({**run, "seed": int(seed), "teachers": teachers, "terms": chosen["terms"]})
 
 
-def student_folder(folder: Path, arm: str, seed: int) -> Path:
+def student_folder(config: ConfigDict, arm: str, seed: int, folder: Path) -> Path:
+  if config.study.replicas:
+    return replicas.folder_of(_replicas_folder(arm, folder), seed)
   return folder / "students" / f"{arm}_seed{seed}"
+
+
+def _replicas_folder(arm: str, folder: Path) -> Path:
+  return folder / "students" / arm
+
+
+def _together(config: ConfigDict, folder: Path, total: int) -> None:
+  """Trains all seeds of each arm in one program; every student then has its folder, done."""
+  seeds = tuple(config.study.seeds)
+  for i, (arm, options) in enumerate(config.study.arms.items()):
+    path, number = _replicas_folder(arm, folder), len(config.study.teachers) + i * len(seeds) + 1
+    counter = f"[{number}-{number + len(seeds) - 1}/{total}]"
+    _announce(counter, f"student '{options.label or arm}', seeds {', '.join(map(str, seeds))}", path)
+    run = student_config(config, arm, seeds[0], folder)
+    with run.unlocked():
+      run.train.replicas = seeds
+    train(run, path, label=f"{counter} {arm}")
 
 
 def _students(config: ConfigDict, folder: Path, total: int) -> dict[str, list[dict[str, Any]]]:
   """`{arm: [examination of each seed]}`; all arms of a seed come before the next seed."""
+  if config.study.replicas:
+    _together(config, folder, total)
+    return {
+      arm: [
+        {"seed": int(s), **_examined(config, student_folder(config, arm, s, folder))}
+        for s in config.study.seeds
+      ]
+      for arm in config.study.arms
+    }
   runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in config.study.arms}
   number = len(config.study.teachers)
   for seed in config.study.seeds:
     for arm, options in config.study.arms.items():
       number += 1
-      path = student_folder(folder, arm, seed)
+      path = student_folder(config, arm, seed, folder)
       _announce(f"[{number}/{total}]", f"student '{options.label or arm}', seed {seed}", path)
       train(student_config(config, arm, seed, folder), path, label=f"[{number}/{total}] {arm} seed {seed}")
       runs[arm].append({"seed": int(seed), **_examined(config, path)})
@@ -195,7 +223,7 @@ def _examined(config: ConfigDict, path: Path) -> dict[str, Any]:
 def _forensics(config: ConfigDict, folder: Path) -> dict[str, Any]:
   """Forensics of the first seed's students and of the teachers, made once."""
   seed = config.study.seeds[0]
-  members = [(o.label or a, student_folder(folder, a, seed)) for a, o in config.study.arms.items()]
+  members = [(o.label or a, student_folder(config, a, seed, folder)) for a, o in config.study.arms.items()]
   members += [(o.label or n, teacher_folder(folder, n)) for n, o in config.study.teachers.items()]
   loaded = [(name, checkpoint.load(path)) for name, path in members]
   file = folder / "forensics" / "forensics.json"
@@ -221,6 +249,6 @@ def _is_of(result: dict[str, Any], digests: list[str]) -> bool:
 def _curves(config: ConfigDict, folder: Path) -> dict[str, list[list[dict[str, float]]]]:
   """`{arm: [rows of metrics.jsonl of each seed]}`."""
   return {
-    arm: [metrics.read(student_folder(folder, arm, s) / "metrics.jsonl") for s in config.study.seeds]
+    arm: [metrics.read(student_folder(config, arm, s, folder) / "metrics.jsonl") for s in config.study.seeds]
     for arm in config.study.arms
   }

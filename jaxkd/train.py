@@ -23,7 +23,9 @@ from jaxkd import (
   files,
   memory,
   replay,
+  replicas,
   run_folder,
+  sharding,
   stopping,
   warm_start,
 )
@@ -98,8 +100,10 @@ class _Loop:
     self.config, self.total = experiment.config, experiment.steps
     self.banks = {n: open_bank(experiment, n) for n, t in experiment.teachers.items() if t.bank}
     metric = self.config.eval.metric
-    tracked = None if metric == "none" else f"validation/{metric}"
-    self.checkpoints = Checkpoints(folder / "checkpoints", keep=self.config.checkpoint.keep, metric=tracked)
+    # By which of a checkpoint's metrics its best one is chosen: one name for each replica.
+    self.tracked = replicas.names(experiment, f"validation/{metric}") if metric != "none" else []
+    keep = self.config.checkpoint.keep
+    self.checkpoints = Checkpoints(folder / "checkpoints", keep=keep, metrics=tuple(self.tracked))
     # Resume order: 1. fresh state for the shapes, 2. newest good checkpoint into it, or else the weights of
     # `init`, 3. metric rows after its step dropped, 4. data order and randomness follow from the step alone.
     state = init_state(experiment)
@@ -114,16 +118,17 @@ class _Loop:
     self.end = self.start  # steps done; those of the whole run once it is over
     # The average has no statistics of BatchNorm of its own (yet).
     self.stale = averaging.points(experiment, self.start) > 0 and bool(state.stats)
-    self.metrics = MetricLog(folder, resume_step=self.start, writers=self._writers())
+    self.folders = replicas.folders(experiment, folder)
+    self.metrics = [MetricLog(f, resume_step=self.start, writers=self._writers(f)) for f in self.folders]
     self.pending: tuple[int, dict[str, Any]] | None = None
-    self.row: dict[str, float] = {}
+    self.rows: list[dict[str, float]] = []  # the last one of each replica
     self.warned: set[tuple[str, str]] = set()
     self.clock = (self.start, time.monotonic())
 
-  def _writers(self) -> dict[str, Writer]:
+  def _writers(self, folder: Path) -> dict[str, Writer]:
     project = self.config.log.wandb
     wandb = {"project": project, "config": self.config.to_dict(), "label": self.label} if project else None
-    return open_writers(self.folder, resume_step=self.start, wandb=wandb)
+    return open_writers(folder, resume_step=self.start, wandb=wandb)
 
   def run(self) -> Result:
     log.info("step %d of %d", self.start, self.total)
@@ -141,7 +146,8 @@ class _Loop:
       raise memory.explain(self.experiment, e, self._step_bytes()) from e
     finally:
       self.progress.close()
-      self.metrics.close()
+      for metrics in self.metrics:
+        metrics.close()
       if not isinstance(sys.exception(), KeyboardInterrupt):  # a second Ctrl-C waits for no save
         self.checkpoints.close()
 
@@ -193,7 +199,9 @@ class _Loop:
 
   def _average(self, done: int) -> None:
     """Takes the parameters after `done` steps into the SWA."""
-    count = np.int32(averaging.points(self.experiment, done) - 1)
+    count = sharding.put(
+      np.int32(averaging.points(self.experiment, done) - 1), sharding.replicated(self.experiment.mesh)
+    )
     average = averaging.make_absorb(self.experiment)(self.state.average, self.state.params["model"], count)
     self.state, self.stale = self.state.replace(average=average), bool(self.state.stats)
 
@@ -225,38 +233,41 @@ class _Loop:
     if self.pending is None:
       return
     (step, metrics), self.pending = self.pending, None
-    row = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    found = replicas.rows(jax.device_get(metrics))
     now = time.monotonic()
     rate = (step - self.clock[0]) * self.config.train.batch_size / max(now - self.clock[1], 1e-9)
     share = self.feed.take_waited() / max(now - self.clock[1], 1e-9)
     self.clock = (step, now)
-    self.row = {
-      "step": step,
-      "epoch": step / self.experiment.steps_per_epoch,
-      **row,
-      "time/images_per_s": rate,
-      "time/data_wait": share,
+    head = {"step": step, "epoch": step / self.experiment.steps_per_epoch}
+    times = {"time/images_per_s": rate, "time/data_wait": share}
+    self.rows = [{**head, **row, **times} for row in found]
+    for i, row in enumerate(self.rows):
+      self._guard(i)
+      self.metrics[i].write(row)
+      for key, message in diagnosis.warnings(row).items():
+        if key not in self.warned:
+          self.warned.add(key)
+          log.warning(message)
+    notes = {
+      k.split("/")[-1]: v
+      for k, v in replicas.mean(self.rows).items()
+      if k == "loss" or k.startswith("validation/")
     }
-    self._guard()
-    self.metrics.write(self.row)
-    for key, message in diagnosis.warnings(self.row).items():
-      if key not in self.warned:
-        self.warned.add(key)
-        log.warning(message)
-    notes = {k.split("/")[-1]: v for k, v in self.row.items() if k == "loss" or k.startswith("validation/")}
     text = " ".join(f"{k} {v:.4f}" for k, v in notes.items())
     log.info("step %d %s", step, text)
     self.progress.update(step, text)
 
-  def _guard(self) -> None:
-    """Stops a run that diverged or whose self-supervised targets collapsed."""
-    row = self.row
+  def _guard(self, index: int) -> None:
+    """Stops a run of which a replica diverged, or its self-supervised targets collapsed."""
+    row = self.rows[index]
     if row["skipped"] > self.config.train.max_skips:
-      fault = jax.device_get(self.state.fault)
+      fault = self._fault(index)
       bad = [t for t, is_bad in zip(self.config.terms, fault["terms"], strict=True) if is_bad]
       what = f"terms {', '.join(bad)}" if bad else "gradient"
       self._fail(
-        f"{int(row['skipped'])} updates up to step {row['step']} were not finite ({what})", "lower optim.lr"
+        index,
+        f"{int(row['skipped'])} updates up to step {row['step']} were not finite ({what})",
+        "lower optim.lr",
       )
     for name, term in self.config.terms.items():
       if term.kind != "dino" or row["step"] < self.total / 10:
@@ -267,27 +278,50 @@ class _Loop:
       spread = row[f"{name}/feature_spread"]
       if spread < COLLAPSED_SPREAD or sample > 1 - COLLAPSED_ENTROPY or marginal < COLLAPSED_ENTROPY:
         self._fail(
+          index,
           f"terms.{name} collapsed at step {row['step']}: output entropy {sample:.3f}, entropy of the mean output "
           f"{marginal:.3f} (shares of log k), feature spread {spread:.4f}",
           f"lower optim.lr or terms.{name}.teacher_temperature",
         )
 
-  def _fail(self, message: str, hint: str) -> None:
-    """Leaves FAILED.json and what `replay` needs; the failing step is the last faulty one, or that of the row."""
-    fault = int(self.state.fault["step"])
-    failing = fault if fault >= 0 else int(self.row["step"]) - 1
-    kept = replay.save_failure(self.experiment, self.folder, self.row, failing)
-    failure = {"error": message, "hint": hint, "step": failing + 1, "replay": str(kept), "row": self.row}
-    files.write_json(self.folder / "FAILED.json", failure)
-    raise NumericFailure(message, f"{hint}; look at it with: jaxkd replay {self.folder}")
+  def _fault(self, index: int) -> dict[str, Any]:
+    return jax.device_get(replicas.each(self.experiment, self.state.fault)[index])
 
-  def _validate(self) -> dict[str, float]:
+  def _fail(self, index: int, message: str, hint: str) -> None:
+    """Leaves FAILED.json and what `replay` needs; the failing step is the last faulty one, or that of the row."""
+    fault, row, folder = int(self._fault(index)["step"]), self.rows[index], self.folders[index]
+    failing = fault if fault >= 0 else int(row["step"]) - 1
+    experiment = self.experiment
+    if seeds := experiment.replicas:  # the one that failed, as if it had been trained alone
+      message = f"seed {seeds[index]}: {message}"
+      self.checkpoints.wait()
+      if distributed.is_first():
+        replicas.part(self.config, self.folder, index, run_folder.steps(self.folder))
+      experiment = dataclasses.replace(experiment, config=replicas.single(self.config, seeds[index]))
+    kept = replay.save_failure(experiment, folder, row, failing)
+    failure = {"error": message, "hint": hint, "step": failing + 1, "replay": str(kept), "row": row}
+    for path in {folder, self.folder}:
+      files.write_json(path / "FAILED.json", failure)
+    raise NumericFailure(message, f"{hint}; look at it with: jaxkd replay {folder}")
+
+  def _validate(self) -> dict[str, Any]:
+    """Scores on the validation images: numbers, of replicas an array of each."""
+    self._refresh()
+    variables = inference_variables(vars(self.state), self._inference())
+    found = [self._scores(v) for v in replicas.each(self.experiment, variables)]
+    if self.experiment.replicas:  # nothing follows them, see config_rules
+      return {k: np.array([scores[k] for scores in found]) for k in found[0]}
+    value = found[0][f"validation/{self.config.eval.metric}"]
+    self.state = stopping.after_validation(self.experiment, self.state, value)
+    self.stopped_early = stopping.is_over(self.experiment, self.state)
+    return found[0]
+
+  def _scores(self, variables) -> dict[str, float]:
     experiment = self.experiment
     split = experiment.dataset.validation
-    self._refresh()
     logits = evaluation.head_logits(
       experiment.model,
-      inference_variables(vars(self.state), self._inference()),
+      variables,
       split,
       mean=experiment.dataset.mean,
       std=experiment.dataset.std,
@@ -300,16 +334,17 @@ class _Loop:
     primary = logits.get("mean", logits["cls"])
     found["validation/accuracy"] = evaluation.accuracy(primary, split.labels)
     found["validation/loss"] = evaluation.log_likelihood_loss(logits["cls"], split.labels)
-    value = found[f"validation/{self.config.eval.metric}"]
-    self.state = stopping.after_validation(experiment, self.state, value)
-    self.stopped_early = stopping.is_over(experiment, self.state)
     return found
 
   def _save(self, done: int) -> None:
-    metrics = (
-      {k: v for k, v in self.row.items() if not k.startswith("time/")} if self.row.get("step") == done else {}
-    )
-    self.metrics.sync()
+    metrics = {}
+    if self.rows and self.rows[0]["step"] == done:
+      kept = [k for k in self.rows[0] if not k.startswith("time/")]
+      metrics = {
+        n: row[k] for k in kept for n, row in zip(replicas.names(self.experiment, k), self.rows, strict=True)
+      }
+    for rows in self.metrics:
+      rows.sync()
     self.checkpoints.save(
       done, self.state, config=self.config, meta=describe(self.experiment, self._inference()), metrics=metrics
     )
@@ -321,8 +356,14 @@ class _Loop:
     raise error(f"stopped at step {done} of {self.total}; saved", "run the same command again to continue")
 
   def _finish(self) -> Result:
-    best = self.checkpoints.best_step()
-    found = {"step": best, "metrics": self.checkpoints.metrics(best)}
+    metrics: list[str | None] = [*self.tracked] or [None] * len(self.folders)
+    bests = [self.checkpoints.best_step(metric) for metric in metrics]
+    found = {"step": bests[0], "metrics": self.checkpoints.metrics(bests[0])}
+    if seeds := self.experiment.replicas:
+      each = [replicas.own_metrics(self.checkpoints.metrics(b), s) for b, s in zip(bests, seeds, strict=True)]
+      found = {"step": self.end, "metrics": replicas.mean(each)}
+      if distributed.is_first():
+        replicas.finish(self.experiment, self.folder, self.end, bests)
     files.write_json(self.folder / "best.json", found)
     files.write_json(self.folder / "DONE", {"step": self.end, **self._why_early()})
     return Result(self.folder, self.end, found)
@@ -351,4 +392,5 @@ def describe(experiment: Experiment, inference: str) -> dict[str, Any]:
     "std": list(dataset.std),
     "data_digest": dataset.digest,
     "teachers": {n: t.digest for n, t in experiment.teachers.items()},
+    **({"replicas": list(experiment.replicas)} if experiment.replicas else {}),
   }

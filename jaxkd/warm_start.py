@@ -47,11 +47,14 @@ class WarmStart:
     return {"source": self.source, "digest": self.digest, "taken": sorted(self.taken), **lists}
 
   def apply(self, state: TrainState) -> TrainState:
-    """`state`, fresh, with these variables in the model, its moving average and its running statistics."""
+    """`state`, fresh, with these variables in the model, its moving average and its running statistics.
+
+    All replicas get them.
+    """
 
     def put(collection: str, tree):
       flat = traverse_util.flatten_dict(tree, sep="/")
-      new = {k: jnp.asarray(self.taken.get(f"{collection}/{k}", v)) for k, v in flat.items()}
+      new = {k: jnp.broadcast_to(self.taken.get(f"{collection}/{k}", v), v.shape) for k, v in flat.items()}
       return traverse_util.unflatten_dict(new, sep="/")
 
     model = put("params", state.params["model"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxkd import checkpoint, replicas
 from jaxkd import config as configs
 from jaxkd import study as study_module
 from jaxkd.errors import UserError
@@ -133,3 +134,38 @@ def test_evaluate_forensics_and_inspect_need_only_the_path(folder, capsys):
     sum(a["bytes"] for a in parameters)
     == 4 * json.loads((out / "forensics.json").read_text())["models"][0]["parameters"]
   )
+
+
+def test_seeds_trained_together_are_students_like_any_other(tmp_path):
+  config = study_config()
+  with config.unlocked():
+    del config.study.arms["ssl"], config.study.teachers["ssl"]
+    config.study.claims, config.study.replicas = ("accuracy_cls: cnn_kd < none",), True
+  configs.validate(config)
+  study = run_study(config, tmp_path)
+  for arm in ("none", "cnn_kd"):
+    assert [run["seed"] for run in study["arms"][arm]["runs"]] == [0, 1]
+    for seed in (0, 1):
+      own = study_module.student_folder(config, arm, seed, tmp_path)
+      assert own == tmp_path / "students" / arm / f"seed{seed}"
+      found = checkpoint.load(own)
+      alone = replicas.single(student_config(config, arm, 0, tmp_path), seed)
+      assert found.config == configs.from_json(configs.to_json(alone)).to_dict()
+  a, b = (checkpoint.load(tmp_path / "students" / "none" / f"seed{s}").digest for s in (0, 1))
+  assert a != b
+
+
+@pytest.mark.parametrize(
+  ("change", "match"),
+  [
+    (lambda c: c.train.update(replicas=(0, 1)), "study.seeds"),
+    (lambda c: c.study.teachers.cnn.run.train.update(replicas=(0, 1)), "a teacher is one model"),
+    (lambda c: (c.study.update(replicas=True), c.train.update(patience=3)), "another step"),
+  ],
+)
+def test_a_study_with_replicas_in_the_wrong_place_is_refused(change, match):
+  config = study_config()
+  with config.unlocked():
+    change(config)
+  with pytest.raises(UserError, match=match):
+    configs.validate(config)

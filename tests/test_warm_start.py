@@ -29,7 +29,7 @@ def state(experiment):
 
 def save(folder, experiment, state, **about):
   """A checkpoint of `state` as a run would leave it."""
-  checkpoints = Checkpoints(folder / "checkpoints", keep=1, metric=None)
+  checkpoints = Checkpoints(folder / "checkpoints", keep=1, metrics=())
   meta = {**train.describe(experiment, "params"), **about}
   checkpoints.save(3, state, config=experiment.config, meta=meta, metrics={})
   checkpoints.close()

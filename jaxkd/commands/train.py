@@ -25,6 +25,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     raise UserError(f"{args.config} describes a study, not one run", f"use: study --config={args.config}")
   folder = Path(args.workdir or f"runs/{Path(args.config.partition(':')[0]).stem}")
 
+  from jaxkd import replicas
   from jaxkd.train import train  # jax is imported only once the config is known to be right
 
   result = train(config, folder)
@@ -33,10 +34,13 @@ def run(parser: argparse.ArgumentParser, argv: list[str]) -> int:
   print("  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
   if not distributed.is_first():
     return 0
-  path, warnings = _report(folder)
-  for message in warnings:
-    print(f"warning: {message}")
-  print(f"report: {path}")
+  for seed in config.train.replicas:
+    print(f"seed {seed}: {replicas.folder_of(folder, seed)}")
+  for own in [replicas.folder_of(folder, s) for s in config.train.replicas] or [folder]:
+    path, warnings = _report(own)
+    for message in warnings:
+      print(f"warning: {message}")
+    print(f"report: {path}")
   return 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jaxkd import sharding, step
+from jaxkd import replicas, sharding, step
 from jaxkd.experiment import Experiment
 from jaxkd.models import parameter_table
 from jaxkd.models.parameters import variable_shapes
@@ -151,11 +151,11 @@ def _shardings(state: Any, mesh: Any) -> list[dict[str, Any]]:
 def _residuals(experiment: Experiment, state: Any, batch: Any, frozen: Any) -> int:
   """Bytes that the backward pass keeps of the forward pass, before XLA fuses or recomputes anything."""
 
-  def kept(params, state, batch, frozen):
+  def kept(state, batch, frozen):
     loss = step.loss_function(experiment, state, batch, frozen)
-    return jax.vjp(lambda p: sum(loss(p)[0].values()), params)[1]
+    return jax.vjp(lambda p: sum(loss(p)[0].values()), state.params)[1]
 
-  return _bytes(jax.eval_shape(kept, state.params, state, batch, frozen))
+  return _bytes(jax.eval_shape(replicas.over(experiment, kept), state, batch, frozen))
 
 
 # --- lowered ---

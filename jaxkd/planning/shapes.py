@@ -281,6 +281,6 @@ def frozen_shapes(experiment: Experiment, held: dict[str, Bank]) -> dict[str, An
     "teachers": {t: x.variables for t, x in experiment.teachers.items() if not x.is_ema and t not in held},
     "banks": {name: b.arrays for name, b in on_device.items()},
     "whitening": whitening,
-    "key": jax.eval_shape(lambda: jax.random.key(0)),
+    "key": jax.eval_shape(lambda: step.seed_key(experiment)),
   }
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

@@ -146,6 +146,6 @@ def save(opened: Opened, folder: Path) -> None:
   variables = dict(opened.conversion.variables)
   state = {"params": {"model": variables.pop("params")}, "stats": variables}
   config = configs.complete({"model": {k: v for k, v in opened.options.items() if k != "image_size"}})
-  checkpoints = Checkpoints(folder / "checkpoints", keep=1, metric=None)
+  checkpoints = Checkpoints(folder / "checkpoints", keep=1, metrics=())
   checkpoints.save(0, state, config=config, meta=opened.meta(), metrics={})
   checkpoints.close()

@@ -234,7 +234,7 @@ def fill(disk):
 
 @pytest.mark.parametrize("where", ["TensorStore", "OSError"])
 def test_fault_35_an_error_of_a_background_save_surfaces_with_the_need(tmp_path, monkeypatch, where):
-  checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2, metric=None)
+  checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2, metrics=())
   error: Exception = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
   if where == "TensorStore":
     error = ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device [os_error_code='28']")

@@ -117,7 +117,7 @@ def test_fault_37_skips_up_to_the_limit_go_on_with_sound_parameters(broken, tmp_
 
 def test_without_the_finite_guard_fault_37_goes_unnoticed(broken, tmp_path, monkeypatch):
   """Negative control: with the guard removed the check of fault 37 fails."""
-  monkeypatch.setattr(train._Loop, "_guard", lambda self: None)
+  monkeypatch.setattr(train._Loop, "_guard", lambda *_: None)
   with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
     failure_of(tmp_path / "run")
 
