@@ -126,11 +126,10 @@ LIVE_TEACHER = {
   "more",
   [
     {"data": {"augment": {"crop": 1, "geometries": 2}}, **LIVE_TEACHER},
-    {"data": {"placement": "streamed"}},
+    {"data": {"placement": "streamed"}, "train": {"swa_start_epoch": 2.0}},
     {"train": {"steps_per_call": 2}},
-    {"train": {"swa_start_epoch": 2.0}},
   ],
-  ids=["indices", "streamed", "two_steps_per_call", "swa"],
+  ids=["indices", "streamed_swa", "two_steps_per_call"],
 )
 def test_the_loop_runs_ahead_of_the_device(watch, tmp_path, more):
   """Sixteen steps; rows after 4, 8, 12 and 16, a validation in the middle."""

@@ -48,6 +48,16 @@ def test_with_the_bank_no_teacher_is_in_the_step():
   assert attention_calls(text) == (12, 12)
 
 
+def test_replicas_have_flash_attention_too():
+  """`vmap` over three students makes one kernel of their attention, not the products of XLA's."""
+  text, experiment = cuda_step(
+    load("vit.py:cifar10,matched", train__batch_size=16, train__replicas="0,1,2", model__depth=2)
+  )
+  assert len(experiment.replicas) == 3
+  assert attention_calls(text) == (2, 2)
+  assert origins(text) <= {("boxes.py", "sample_boxes")}
+
+
 def test_every_kind_of_term_keeps_float32_to_statistics():
   logits, tokens = {"teacher": "t"}, {"teacher": "t", "student_taps": ("block01/tokens",)}
   terms = {
