@@ -19,8 +19,8 @@ parity: $(VENV)/.installed-parity  ## live comparisons with torch and transforme
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: $(VENV)/.installed-parity  ## against PyTorch where there is something to compare
-	for job in step overhead bank data; do $(BIN)/python -m bench.$$job || exit 1; done
+bench: $(VENV)/.installed-parity  ## all benchmarks, half an hour on 2 cores; writes results/bench_*.json and one table and plot
+	$(BIN)/python -m bench.all
 
 torture: $(VENV)/.installed-test  ## kills runs at random and compares their ends; writes results/torture.json
 	$(BIN)/python -m bench.torture --kills 20

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import interleave, torch_models
-from jaxkd import losses, models
+from jaxkd import analysis, losses, models
 
 LR, DECAY = 1e-4, 0.05
 FIRST, SECOND, OUTPUT = 1e-5, 1e-3, 1e-4  # relative differences allowed: losses of two steps; outputs
@@ -209,10 +209,47 @@ def ss_step(banked: bool) -> Job:
   return training(Pair("deit_tiny"), batch, ours, theirs, what, extra=extra)
 
 
+def torch_attention_statistics(attn: torch.Tensor, grid: tuple[int, int], special: int) -> torch.Tensor:
+  """Mean distance, entropy, dispersion of cls and its attention to itself, [4 l h]: `attention_statistics` by torch."""
+  y, x = torch.meshgrid(*(torch.arange(float(n)) for n in grid), indexing="ij")
+  positions = torch.stack([y.flatten(), x.flatten()], 1)
+  rows = attn[..., special:, special:]
+  rows = rows / rows.sum(-1, keepdim=True)
+  distance = (rows * torch.cdist(positions, positions)).sum(-1).mean(-1)
+  entropy = -torch.xlogy(rows, rows).sum(-1).mean(-1)
+  cls = attn[..., 0, special:]
+  cls = cls / cls.sum(-1, keepdim=True)
+  mean, square = cls @ positions, cls @ positions**2
+  dispersion = (square - mean**2).sum(-1)
+  return torch.stack([distance, entropy, dispersion, attn[..., 0, 0]]).mean(2)
+
+
+def attention_job() -> Job:
+  """Locality statistics of DeiT-Tiny's maps, with their forward pass left out on both sides."""
+  grid, special, batch = (8, 8), 2, 128
+  logits = np.random.default_rng(0).standard_normal((12, batch, 3, 66, 66)).astype(np.float32)
+  maps = np.asarray(jax.nn.softmax(2 * logits, axis=-1))
+  given, tensor = jax.device_put(maps), torch.from_numpy(maps.copy())
+  names = ("mean_distance", "entropy", "cls_dispersion", "cls_self_attention")
+
+  def ours():
+    found = analysis.attention_statistics(given, grid, special)
+    return np.stack(jax.device_get([found[name] for name in names]))
+
+  def theirs():
+    with torch.inference_mode():
+      return torch_attention_statistics(tensor, grid, special)
+
+  return Job(ours, theirs, None, batch, False, "attention statistics, 12 layers of 3 heads, 66 tokens")
+
+
 JOBS: dict[str, Callable[[], Job]] = {
   "deit_tiny_train": deit_train,
   "deit_tiny_inference": deit_inference,
   "resnet18_train": lambda: cnn_train("resnet18_cifar", 64, "ResNet-18, 32 px, AdamW"),
+  "adaptive_cnn_train": lambda: cnn_train(
+    "adaptive_cnn", 32, "AdaptiveCNN (cifar), 32 px, AdamW", variant="cifar", dropout=0.0
+  ),
   "convnextv2_tiny_train": lambda: cnn_train(
     "convnextv2_tiny", 32, "ConvNeXtV2-Tiny, 32 px, patch 2, AdamW", patch_size=2
   ),
@@ -229,6 +266,7 @@ JOBS: dict[str, Callable[[], Job]] = {
   "kd_resnet18": kd_step,
   "ss_dinov2_live": lambda: ss_step(banked=False),
   "ss_dinov2_banked": lambda: ss_step(banked=True),
+  "attention_statistics": attention_job,
 }
 
 
@@ -264,7 +302,7 @@ def measure(name: str, *, seconds: float, compile_too: bool) -> dict[str, Any]:
   with FlopCounterMode(display=False) as counter:
     job.torch()
   ways = {"jaxkd": job.ours, "torch": job.torch}
-  if compile_too and (fast := compiled(job)):
+  if compile_too and job.module is not None and (fast := compiled(job)):
     ways["torch.compile"] = fast
   times = interleave.interleaved({**ways, **interleave.peaks()}, seconds=seconds)
   peak, work = interleave.peak_gflops(times), counter.get_total_flops() / 1e9

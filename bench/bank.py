@@ -10,6 +10,7 @@ fewer rounds.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import tempfile
 import time
@@ -19,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bench import interleave
 from jaxkd import bank as banks
 from jaxkd import config as configs
 from jaxkd import run_folder, step
@@ -104,6 +106,14 @@ def main() -> None:
         if name != "live" or i < args.live_rounds:
           times.setdefault(name, []).append(variants[name].seconds())
   medians = {n: float(np.median(t)) for n, t in times.items()}
+  rounds = {
+    f"{a} / {b}": [x / y for x, y in zip(times[c], times[d], strict=False)]  # the live one has fewer
+    for a, b, c, d in (
+      ("banked", "constant", "banked", "constant"),
+      ("banked", "labels only", "banked", "labels"),
+      ("live", "banked", "live", "banked"),
+    )
+  }
   result = {
     "batch": args.batch,
     "ms": {
@@ -113,6 +123,7 @@ def main() -> None:
     "banked / constant": medians["banked"] / medians["constant"],
     "banked / labels only": medians["banked"] / medians["labels"],
     "live / banked": medians["live"] / medians["banked"],
+    "by round": {n: dataclasses.asdict(interleave.spread(r)) for n, r in rounds.items()},
     "hardware": run_folder.hardware(),
   }
   print(json.dumps(result, indent=2))

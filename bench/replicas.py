@@ -87,9 +87,7 @@ class Way:
 def check(together: Way, alone: list[Way]) -> float:
   """The largest difference of parameters between the two ways. Raises SystemExit for a large one."""
   found = 0.0
-  for mine, way in zip(
-    replicas.each(together.experiment, together.state.params), alone, strict=True
-  ):
+  for mine, way in zip(replicas.each(together.experiment, together.state.params), alone, strict=True):
     for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(way.state.params), strict=True):
       a, b = np.float64(a), np.float64(b)
       found = max(found, float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-3)))

@@ -14,9 +14,14 @@ def step_bytes(step, *arguments: Any) -> int | None:
   """Bytes that the compiled `step` needs on each device for `arguments`; None where the backend does not say."""
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
   try:
-    found = step.lower(*shapes).compile().memory_analysis()
+    return compiled_bytes(step.lower(*shapes).compile())
   except (RuntimeError, NotImplementedError):  # the compiler itself ran out of memory, or cannot tell
     return None
+
+
+def compiled_bytes(compiled: Any) -> int | None:
+  """Bytes that a compiled function needs on each device; None where the backend does not say."""
+  found = compiled.memory_analysis()
   if found is None:
     return None
   return (

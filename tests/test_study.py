@@ -137,7 +137,9 @@ def test_evaluate_forensics_and_inspect_need_only_the_path(folder, capsys):
 
 
 def test_seeds_trained_together_are_students_like_any_other(tmp_path, monkeypatch):
-  monkeypatch.setattr(study_module, "_examined", lambda config, path: {"digest": checkpoint.load(path).digest})
+  monkeypatch.setattr(
+    study_module, "_examined", lambda config, path: {"digest": checkpoint.load(path).digest}
+  )
   config = study_config()
   with config.unlocked():
     config.study.arms = {"none": config.study.arms.none}
