@@ -55,7 +55,7 @@ def run(job: str, out: Path, *, seconds: float, compile_too: bool) -> None:
     found = _json_of([*arguments, *given])
     if job not in WRITERS:
       head = {"command": f"python -m {' '.join(arguments)}", "date": datetime.date.today().isoformat()}
-      _write(out / f"bench_{job}.json", {**head, **found})
+      _keep(out / f"bench_{job}.json", {**head, **found})
     return
   arguments = [f"bench.{job}"]
   if job != summary.WHOLE:
@@ -64,6 +64,12 @@ def run(job: str, out: Path, *, seconds: float, compile_too: bool) -> None:
   path = out / "bench_cpu.json"
   results = (json.loads(path.read_text()) if path.exists() else {}) | {job: _json_of(arguments)}
   _write(path, {name: results[name] for name in JOBS if name in results})
+
+
+def _keep(path: Path, run: dict[str, Any]) -> None:
+  """Writes `run`, or adds it where the file holds a list of runs."""
+  old = json.loads(path.read_text()) if path.exists() else {}
+  _write(path, {**old, "runs": [*old["runs"], run]} if "runs" in old else run)
 
 
 def _json_of(arguments: list[str]) -> dict[str, Any]:

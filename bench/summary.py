@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 WHOLE = "whole_runs"
 EAGER, FAST = "torch", "torch.compile"
 REACHED, MISSED = "#009E73", "#D55E00"
-TICKS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
+EDGE, TICKS = 10, (0.1, 0.2, 0.5, 1, 2, 5, 10)  # of the plot: what is further out is an arrow there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,41 +216,37 @@ def _shares(r: dict[str, Any]) -> str:
 
 
 def plot(folder: Path) -> Figure:
-  """Every measure that has a target, relative to it: median and range, on a log axis."""
+  """Every measure that has a target, relative to it: median and range, on a log axis that ends at `EDGE`."""
   found = [r for r in rows(folder) if r.target is not None]
-  figure = Figure(figsize=(9, 0.36 * len(found) + 1.2), layout="constrained")
+  figure = Figure(figsize=(9, 0.42 * len(found) + 1.0), layout="constrained")
   axes = figure.subplots()
   for i, row in enumerate(found):
-    color, middle = REACHED if row.reached else MISSED, row.relative(row.value)
-    if row.low is not None and row.high is not None:
-      ends = sorted((row.relative(row.low), row.relative(row.high)))
-      axes.plot(ends, [i, i], color=color, linewidth=2, solid_capstyle="butt", alpha=0.5)
-    axes.plot([middle], [i], "o" if row.reached else "D", color=color, markersize=6)
-    sign = "\u2265" if row.at_least else "\u2264"
-    text = f"{row.value:.3g} ({sign} {row.target:g})"
-    axes.annotate(
-      text,
-      (1, i),
-      xycoords=("axes fraction", "data"),
-      xytext=(6, 0),
-      textcoords="offset points",
-      va="center",
-      fontsize=8,
-    )
+    _draw(axes, i, row)
   axes.axvline(1, color="0.3", linewidth=1)
   axes.set_xscale("log")
-  low, high = axes.get_xlim()
-  ticks = [t for t in TICKS if low <= t <= high]
-  axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+  axes.set_xlim(1 / EDGE, EDGE)
+  axes.set_xticks(TICKS, [f"{t:g}" for t in TICKS])
   axes.set_xticks([], minor=True)
-  axes.set_yticks(range(len(found)), [f"{r.job}: {r.measure}" for r in found], fontsize=8)
-  axes.invert_yaxis()
+  axes.set_yticks(range(len(found)), [f"{r.job}\n{r.measure}" for r in found], fontsize=7.5)
+  axes.set_ylim(len(found) - 0.5, -0.5)
   axes.grid(axis="x", color="0.9")
   axes.set_axisbelow(True)
-  axes.set_xlabel(
-    "relative to the target: median and range; right of 1 it is reached (at the right: value and target)"
-  )
+  axes.set_xlabel("relative to the target, reached right of 1; in numbers: value (target)", fontsize=9)
   return figure
+
+
+def _draw(axes: Any, i: int, row: Row) -> None:
+  color = REACHED if row.reached else MISSED
+  middle = float(np.clip(row.relative(row.value), 1 / EDGE, EDGE))
+  if row.low is not None and row.high is not None:
+    ends = np.clip([row.relative(row.low), row.relative(row.high)], 1 / EDGE, EDGE)
+    axes.plot(ends, [i, i], color=color, linewidth=2, solid_capstyle="butt", alpha=0.5)
+  marker = ">" if middle == EDGE else "<" if middle == 1 / EDGE else "o" if row.reached else "D"
+  axes.plot([middle], [i], marker, color=color, markersize=6, clip_on=False)
+  sign = "\u2265" if row.at_least else "\u2264"
+  text = f"{row.value:.3g} ({sign} {row.target:g})"
+  at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center", "fontsize": 8}
+  axes.annotate(text, (1, i), xytext=(9, 0), **at)
 
 
 def write(folder: Path) -> None:
