@@ -19,7 +19,11 @@ def read(folder: Path, name: str = "") -> dict[str, Any]:
   rows = metrics.read(folder / "metrics.jsonl")
   if not rows or not (folder / "config.json").exists():
     state = "has no row in its metrics.jsonl" if rows == [] and folder.is_dir() else "is no run folder"
-    raise UserError(f"{folder} {state}", "name a folder that train made, such as runs/quickstart")
+    replicas = sorted(path.parent for path in folder.glob("seed*/metrics.jsonl"))
+    hint = "name a folder that train made, such as runs/quickstart"
+    if replicas:
+      hint = f"name one of its replicas, such as {replicas[0]}"
+    raise UserError(f"{folder} {state}", hint)
   environment = files.read_json(folder / "env.json")
   return {
     "schema": "jaxkd.training/1",

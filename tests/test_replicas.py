@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import checkpoint, feed, metrics, replicas, step, train
+from jaxkd import checkpoint, feed, metrics, replicas, run_record, step, train
 from jaxkd import config as configs
 from jaxkd.errors import NumericFailure, UserError
 from jaxkd.experiment import build
@@ -110,6 +110,9 @@ def test_a_replica_is_an_ordinary_run_folder(runs, capsys):
 def test_the_run_itself_is_no_model(runs):
   with pytest.raises(UserError, match="trained 2 students at once") as e:
     checkpoint.load(runs("vit") / "all")
+  assert f"seed{SEEDS[0]}" in e.value.hint
+  with pytest.raises(UserError, match=r"no row in its metrics.jsonl") as e:
+    run_record.read(runs("vit") / "all")
   assert f"seed{SEEDS[0]}" in e.value.hint
 
 

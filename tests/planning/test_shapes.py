@@ -26,9 +26,11 @@ def leaves(tree):
   return {jax.tree_util.keystr(path): leaf for path, leaf in paths}
 
 
-@pytest.mark.parametrize("placement", ["live", "device", "disk", "streamed"])
+@pytest.mark.parametrize("placement", ["live", "device", "disk", "streamed", "replicas"])
 def test_state_batch_and_frozen_inputs_are_those_of_the_run(placement, tmp_path):
-  teacher = TEACHER if placement in ("live", "streamed") else {**TEACHER, "bank": str(tmp_path / "bank")}
+  teacher = (
+    TEACHER if placement in ("live", "streamed", "replicas") else {**TEACHER, "bank": str(tmp_path / "bank")}
+  )
   config = tiny.config(
     data={
       "augment": {"geometries": 2 if "bank" in teacher else 0, "crop": 1},
@@ -36,7 +38,7 @@ def test_state_batch_and_frozen_inputs_are_those_of_the_run(placement, tmp_path)
     },
     teachers={"t": teacher},
     terms={"ce": tiny.CE, "tokens": {**TOKENS, "whiten": True}},
-    train={"ema": 0.9},
+    train={"ema": 0.9, "replicas": (4, 2) if placement == "replicas" else ()},
     bank={"place": placement if "bank" in teacher else "auto"},
   )
   real = build(config)
