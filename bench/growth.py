@@ -2,7 +2,7 @@
 
   python -m bench.growth [--seconds 4] [--out results/bench_growth.json]
 
-A ViT of two blocks. Along each axis the other sizes stay; all its sizes take turns in rounds. Bytes are what the
+A ViT of four blocks. Along each axis the other sizes stay; all its sizes take turns in rounds. Bytes are what the
 compiled step needs. The exponent is the slope of the logarithms between the larger sizes (the upper half), where what
 does not grow counts least. The plot lies beside the JSON file.
 """
@@ -30,9 +30,9 @@ from jaxkd.feed import make_batch, place_batch
 PATCH = 4
 BASE = {"batch": 32, "width": 64, "tokens": 16, "replicas": 1}
 AXES = {
-  "batch": (8, 16, 32, 64, 128),
-  "width": (32, 64, 128, 256),
-  "tokens": (16, 36, 64, 144),  # patches, of square images
+  "batch": (8, 16, 32, 64, 128, 256),
+  "width": (32, 64, 128, 256, 512),
+  "tokens": (16, 36, 64, 144, 256),  # patches, of square images
   "replicas": (1, 2, 4, 8),
 }
 # What counting says of large sizes, in seconds and bytes: rows times kernels, kernels, maps of tokens by tokens.
@@ -43,7 +43,7 @@ def config(sizes: dict[str, int]) -> Any:
   model = {
     "name": "deit",
     "patch_size": PATCH,
-    "depth": 2,
+    "depth": 4,
     "heads": 4,
     "mlp_ratio": 4.0,
     "width": sizes["width"],

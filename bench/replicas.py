@@ -40,10 +40,10 @@ KD = {
 JOBS: dict[str, tuple[str, dict[str, Any]]] = {
   "digits": ("ViT of 4 blocks, width 64, 16 px", {"data": SMALL, "model": STUDENT}),
   "digits_batch8": (
-    "the same, batch 8",
+    "ViT of 4 blocks, width 64, 16 px, batch 8",
     {"data": SMALL, "model": STUDENT, "train": {"steps": 1000, "batch_size": 8}},
   ),
-  "digits_kd": ("the same from a live CNN shared by all", {"data": SMALL, "model": STUDENT, **KD}),
+  "digits_kd": ("ViT of 4 blocks from a live CNN shared by all", {"data": SMALL, "model": STUDENT, **KD}),
   "resnet": ("ResNet of 3 blocks, 16 px", {"data": SMALL, "model": RESNET}),
   "deit_tiny": (
     "DeiT-Tiny, 32 px",
