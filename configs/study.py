@@ -100,7 +100,7 @@ def get_config(arg=None):
     raise UserError(f"the study has no recipe for data set '{arg.data}'", did_you_mean(arg.data, SETS))
   known, names = SETS[arg.data], tuple(arg.arms.split("+"))
   if arg.smoke and arg.data != "digits":  # noise in the set's shapes, and teachers of the study's own
-    known = {**known, "model": {**SMALL, "depth": 4}, "teachers": {}}
+    known = {**known, "model": {**SMALL, "depth": 4}, "teachers": {}, "batch": 64}
   external = known.get("teachers", {})
   if external and "ssl_kd" in names:
     raise UserError(

@@ -50,7 +50,13 @@ SMOKE = {  # options of commands that work with checkpoints
   "analyze": ("--metrics=attention", "--images=16", "--hessian-images=10", "--probes=2"),
   "plan": ("--no-compile",),
   "bank": ("--config.teachers.dino.bank=runs/banks/dino", "--config.data.augment.geometries=2"),
-  "study": ("--piece=students/none_seed0",),
+  "study": (
+    "--piece=students/none_seed0",
+    "--config.model.depth=1",  # that arm has no terms on blocks
+    "--config.study.probes=2",
+    "--config.study.hessian_images=10",
+    "--config.study.images=16",
+  ),
 }
 SMALL = {"resnet18_cifar": {"widths": (8, 8, 16, 16), "depths": (1, 1, 1, 1)}}  # of foreign weights; else:
 NARROW = {"width": 32, "depth": 2, "heads": 4}
@@ -132,13 +138,12 @@ def call(command, words: list[str]) -> int:
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory, optax_promotion):
-  """What pages take for granted: two small runs, the demo's CNN teacher, a folder of images."""
+  """What pages take for granted: two small runs, a folder of images."""
   root = tmp_path_factory.mktemp("given")
   with chdir(root):
     (root / "configs").symlink_to(ROOT / "configs")
     run_line("jaxkd --config=configs/quickstart.py --workdir=runs/quickstart")
     shutil.copytree("runs/quickstart", "runs/mine")
-    run_line("jaxkd study --config=configs/study.py:digits --workdir=runs/demo --piece=teachers/cnn")
     image_folder(root / "mydata")
   return root
 
@@ -183,7 +188,7 @@ def folder(given, tmp_path):
     if path.name != "runs":
       (tmp_path / path.name).symlink_to(path)
   (tmp_path / "runs").mkdir()
-  for run in ("demo", "quickstart", "mine"):
+  for run in ("quickstart", "mine"):
     shutil.copytree(given / "runs" / run, tmp_path / "runs" / run)
   return tmp_path
 
