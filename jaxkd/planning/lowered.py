@@ -21,6 +21,10 @@ STATISTICS = {
   ): "resampling of a position table, once a step and independent of the batch",
   ("tokens.py", "resize_grid"): "interpolation of the teacher's tokens to the student's grid",
   ("operations.py", "compose"): "products of 3x3 matrices that say where pixels move",
+  (
+    "operations.py",
+    "_running_totals",
+  ): "cumulated histograms of an augmentation: counts of pixels, which are exact",
   ("terms.py", "_spread"): "spread of features, a logged statistic",
   ("whitening.py", "whiten"): "whitening, which divides by small variances",
   ("relational.py", "_similarities"): "similarities between the samples of a batch",
