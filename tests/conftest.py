@@ -1,6 +1,8 @@
-"""Strict numerics for every test: no silent dtype or rank promotion."""
+"""Strict numerics for every test: no silent dtype or rank promotion. Many compiled programs are dropped."""
 
+import gc
 import os
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests compile far more than they compute.
@@ -18,3 +20,15 @@ def optax_promotion():
   """Standard dtype promotion: optax raises a float to the power of an integer step."""
   with jax.numpy_dtype_promotion("standard"):
     yield
+
+
+# A compiled program holds several mappings of memory. Linux grants a process 65,530; without one more XLA crashes.
+MAPPINGS, MANY = Path("/proc/self/maps"), 30_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_programs():
+  yield
+  if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > MANY:
+    jax.clear_caches()
+    gc.collect()
