@@ -76,7 +76,12 @@ def test_heads_have_their_own_traces():
     for h in range(2):
       assert close(found.per_head[f"{block}/head{h}"], exact[h])
   path = "block00/attn/qkv/kernel"
-  np.testing.assert_allclose(found.head_values[path].sum(1), found.leaf_values[path], rtol=1e-4, atol=1e-6)
+  whole = found.leaf_values[
+    path
+  ]  # near 0 a probe is a difference of large terms, of whose size its rounding is
+  np.testing.assert_allclose(
+    found.head_values[path].sum(1), whole, rtol=1e-4, atol=1e-6 * np.abs(whole).max()
+  )
   plain = hessian_trace(case.loss, case.params, case.batches, key=jax.random.key(3), probes=150)
   np.testing.assert_allclose(plain.values, found.values, rtol=1e-4, atol=1e-5)
 
