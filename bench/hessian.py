@@ -1,6 +1,6 @@
 """Hutchinson probes per second beside PyTorch's double backward, as PyHessian does it. Needs torch.
 
-  python -m bench.hessian [--images 64] [--probes 5] [--rounds 3] [--chunk 16] [--out results/bench_hessian.json]
+  python -m bench.hessian [--images 64] [--probes 10] [--rounds 3] [--chunk 16] [--out results/bench_hessian.json]
 
 DeiT-Tiny with random weights on random 32 px images, cross entropy of the cls logits, all parameters, float32, the same
 threads. The torch side is ours, after PyHessian: gradients with their graph once for all images, then
@@ -188,7 +188,7 @@ def alone(images: int, probes: int, chunk: int) -> dict[str, float]:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--images", type=int, default=64)
-  parser.add_argument("--probes", type=int, default=5)
+  parser.add_argument("--probes", type=int, default=10)
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--chunk", type=int, default=16)
   parser.add_argument("--out", type=Path, help="adds this run to a JSON file")

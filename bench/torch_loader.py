@@ -10,15 +10,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-try:
-  import torchvision  # noqa: F401
-except RuntimeError:
-  # PyPI's build beside a torch without CUDA: its compiled operators do not load, and the import fails where it
-  # describes them. Transforms use none, so it is enough to declare the two it describes.
-  _operators = torch.library.Library("torchvision", "FRAGMENT")
-  for _name in ("nms", "qnms"):
-    _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+from bench import torchvision_import  # noqa: F401, before torchvision
 
+# isort: split
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 

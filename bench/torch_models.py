@@ -16,6 +16,7 @@ from flax import traverse_util
 from torch import nn
 from torch.nn import functional as F
 
+from bench import torchvision_import  # noqa: F401, before transformers
 from jaxkd.models.adaptive_cnn import AdaptiveCNN
 from jaxkd.models.convnextv2 import ConvNeXtV2
 from jaxkd.models.resnet import ResNet

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import cost, data, files, run_folder
+from jaxkd import allocator, cost, data, files, run_folder
 from jaxkd.analysis import examination
 from jaxkd.analysis import forensics as analyses
 from jaxkd.analysis.forensics import METRICS, STANDARD, Observed, Subject
@@ -82,6 +82,7 @@ def forensics(
   for i, subject in enumerate(subjects):
     observed.append(_observe(subject, test, sample, images=images, budget=budget, train=train, config=config))
     progress.update(i + 1, subject.name)
+    allocator.give_back()
   result = {
     "schema": analyses.SCHEMA,
     **context(date),

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from jaxkd import distributed
+from jaxkd import allocator, distributed
 from jaxkd.errors import JaxkdError, UserError, did_you_mean, is_out_of_memory
 
 COMMANDS = {
@@ -120,6 +120,7 @@ def reason(error: RuntimeError) -> str:
 
 def entry() -> None:
   """The `jaxkd` console script."""
+  allocator.keep_freed_memory()  # before JAX is imported
   try:
     code = main()
   except Exception:

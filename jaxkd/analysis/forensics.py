@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxkd import evaluation
+from jaxkd import allocator, evaluation
 from jaxkd.analysis import alignment, examination, flatness, layers, statistics
 from jaxkd.analysis.examination import Subject, short
 from jaxkd.analysis.plain import plain
@@ -102,9 +102,11 @@ def observe(
   }
   if subject.classifies:
     entry["accuracy"], values["accuracy_cls"] = _accuracy(subject, test, batch_size)
+    allocator.give_back()
   if subject.classifies and set(metrics) & set(flatness.PARTS):
     entry |= flatness.examined(subject, sample, metrics, probes=probes, key=key)
     values |= {"hessian_trace": v} if (v := entry.pop("probe_values", None)) is not None else {}
+    allocator.give_back()  # the largest programs' buffers, before the next kind of program
   if {"attention", "classes"} & set(metrics) and attends(subject.model):
     by_class = "classes" in metrics
     entry["attention"], values["mean_distance"] = examination.attention(
