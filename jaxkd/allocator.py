@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
+from collections.abc import Callable
 
 # glibc's malloc.h
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
@@ -20,21 +22,25 @@ NVIDIA = "/dev/nvidiactl"  # where it is, programs run on the GPU and have memor
 def keep_freed_memory() -> bool:
   """Sets glibc's malloc for the whole process; True where that was done.
 
-  To be called before JAX is imported: a thread that has allocated before keeps its own arena, and those give back
-  large blocks. Nothing is done on machines with an NVIDIA GPU (unless JAX_PLATFORMS=cpu), without glibc, and where the
-  environment already says how malloc shall behave. The resident memory then stays at its peak; see `give_back`.
+  The resident memory then stays at its peak; see `give_back`. Nothing is done once JAX is imported, because a thread
+  that has allocated before keeps its own arena, and those return large blocks; nor on machines with an NVIDIA GPU
+  (unless JAX_PLATFORMS=cpu), without glibc, and where the environment already says how malloc shall behave.
   """
-  cpu = os.environ.get("JAX_PLATFORMS") == "cpu" or not os.path.exists(NVIDIA)
-  mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-  if not cpu or mallopt is None or any(name in os.environ for name in CHOSEN):
+  on_gpu = os.path.exists(NVIDIA) and os.environ.get("JAX_PLATFORMS") != "cpu"
+  if on_gpu or "jax" in sys.modules or any(name in os.environ for name in CHOSEN):
     return False
-  return all(
-    mallopt(option, value) == 1 for option, value in ((ARENA_MAX, 1), (MMAP_MAX, 0), (TRIM_THRESHOLD, -1))
-  )
+  mallopt = _libc("mallopt")
+  settings = ((ARENA_MAX, 1), (MMAP_MAX, 0), (TRIM_THRESHOLD, -1))
+  return mallopt is not None and all(mallopt(option, value) == 1 for option, value in settings)
 
 
 def give_back() -> None:
   """Returns freed pages to the kernel, between programs of different sizes; nothing without glibc."""
-  trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+  trim = _libc("malloc_trim")
   if trim is not None:
     trim(0)
+
+
+def _libc(name: str) -> Callable[..., int] | None:
+  """A function of the C library, or None where it has none of that name."""
+  return getattr(ctypes.CDLL(None), name, None) if os.name == "posix" else None

@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, data, files, metrics, run_folder, study_pieces, subjects
+from jaxkd import allocator, checkpoint, data, files, metrics, run_folder, study_pieces, subjects
 from jaxkd import config as configs
 from jaxkd.analysis.forensics import SCHEMA
 from jaxkd.data.sources import balanced_sample
@@ -77,6 +77,7 @@ def run_piece(config: ConfigDict, piece: Piece, places: Places, counter: str = "
   make = _teacher if piece.kind == "teachers" else _student
   record = make(config, piece, places, counter)
   files.write_json(places.record(piece), record)
+  allocator.give_back()  # the next model's buffers are of other sizes
   return files.read_json(places.record(piece))
 
 

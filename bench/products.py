@@ -1,0 +1,112 @@
+"""Matrix products of a DeiT-Tiny step on this machine: XLA's, other ways to write the kernel's gradient, PyTorch's.
+
+  python -m bench.products [--batch 128] [--seconds 1.5]
+
+Float32, in turns: the four kernels of a block times the rows of a batch (66 tokens an image), and attention's two kinds
+of products for each image and head. Prints tables in Markdown, milliseconds (medians). Needs torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from jax import lax
+
+from bench import interleave
+
+TOKENS, HEADS, WIDTH = 66, 3, 64  # of DeiT-Tiny at 32 px, patch 4; the width of a head
+KERNELS = {"qkv": (192, 576), "proj": (192, 192), "fc1": (192, 768), "fc2": (768, 192)}
+
+
+def _product(a: jax.Array, b: jax.Array, over: tuple[int, int], batch: tuple[int, ...] = ()) -> jax.Array:
+  return lax.dot_general(a, b, (((over[0],), (over[1],)), (batch, batch)))
+
+
+def _halves(x: jax.Array, dy: jax.Array) -> jax.Array:
+  x, dy = (a.reshape(2, -1, a.shape[-1]) for a in (x, dy))
+  return _product(x, dy, (1, 1), (0,)).sum(0)
+
+
+# dw [p q] from x [r p] and dy [r q]
+KERNEL_GRADIENTS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+  "XLA": lambda x, dy: _product(x, dy, (0, 0)),
+  "transposed copy": lambda x, dy: _product(lax.optimization_barrier(x.T), dy, (1, 0)),
+  "two halves": _halves,
+}
+
+
+def _finished(function: Callable, *arguments: Any) -> Callable[[], Any]:
+  compiled = jax.jit(function)
+  return lambda: compiled(*arguments).block_until_ready()
+
+
+def kernel_ways(rows: int, p: int, q: int) -> dict[str, Any]:
+  """{"pass/way": call} for rows [r p] and a kernel [p q]."""
+  rng = np.random.default_rng(0)
+  x, w, dy = (rng.standard_normal(s).astype(np.float32) for s in ((rows, p), (p, q), (rows, q)))
+  jx, jw, jdy = jax.device_put((x, w, dy))
+  tx, tw, tdy = (torch.from_numpy(a) for a in (x, np.ascontiguousarray(w.T), dy))  # nn.Linear's layout
+  return {
+    "forward/XLA": _finished(jnp.matmul, jx, jw),
+    "forward/torch": lambda: tx @ tw.t(),
+    "input gradient/XLA": _finished(lambda dy, w: _product(dy, w, (1, 1)), jdy, jw),
+    "input gradient/torch": lambda: tdy @ tw,
+    **{f"kernel gradient/{name}": _finished(way, jx, jdy) for name, way in KERNEL_GRADIENTS.items()},
+    "kernel gradient/torch": lambda: tdy.t() @ tx,
+  }
+
+
+def attention_ways(images: int) -> dict[str, Any]:
+  """Queries times keys, maps times values, and the product whose first operand is transposed, as in their gradients."""
+  rng = np.random.default_rng(0)
+  q, k, maps = (
+    rng.standard_normal((images * HEADS, *s)).astype(np.float32)
+    for s in ((TOKENS, WIDTH), (TOKENS, WIDTH), (TOKENS, TOKENS))
+  )
+  jq, jk, jm = jax.device_put((q, k, maps))
+  tq, tk, tm = (torch.from_numpy(a) for a in (q, k, maps))
+  return {
+    "q k'/XLA": _finished(lambda a, b: _product(a, b, (2, 2), (0,)), jq, jk),
+    "q k'/torch": lambda: tq @ tk.mT,
+    "maps v/XLA": _finished(lambda a, b: _product(a, b, (2, 1), (0,)), jm, jk),
+    "maps v/torch": lambda: tm @ tk,
+    "maps' dy/XLA": _finished(lambda a, b: _product(a, b, (1, 1), (0,)), jm, jk),
+    "maps' dy/torch": lambda: tm.mT @ tk,
+  }
+
+
+def _medians(ways: dict[str, Any], seconds: float) -> dict[str, float]:
+  times = interleave.interleaved(ways, seconds=seconds, least=5)
+  return {name: 1e3 * statistics.median(t) for name, t in times.items()}
+
+
+def _table(title: str, rows: dict[str, dict[str, float]]) -> None:
+  columns = list(next(iter(rows.values())))
+  print(f"\n| {title} | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
+  for name, found in rows.items():
+    print(f"| {name} | " + " | ".join(f"{found[c]:.2f}" for c in columns) + " |")
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--batch", type=int, default=128)
+  parser.add_argument("--seconds", type=float, default=1.5, help="for each kernel")
+  args = parser.parse_args()
+  about = interleave.about()
+  print(f"{about['hardware']}, {about['date']}, batch {args.batch}; ms")
+  rows = args.batch * TOKENS
+  kernels = {n: _medians(kernel_ways(rows, p, q), args.seconds) for n, (p, q) in KERNELS.items()}
+  whole = {"a block": {c: sum(k[c] for k in kernels.values()) for c in kernels["qkv"]}}
+  _table("kernel", kernels | whole)
+  _table("attention", {"one layer": _medians(attention_ways(args.batch), args.seconds)})
+
+
+if __name__ == "__main__":
+  main()
