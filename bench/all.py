@@ -34,13 +34,13 @@ AGAINST_TORCH = (
 )
 # Modules of their own with the options that let all of them end in time.
 OWN: dict[str, tuple[str, ...]] = {
-  "hessian": ("--rounds=3",),
+  "hessian": ("--rounds=3", "--brief"),
   "cka": ("--rounds=3",),
   "data": ("--rounds=3",),
   "bank": ("--rounds=5", "--live-rounds=2", "--batch=64"),
   "step": (),
   "overhead": (),
-  "replicas": ("--seconds=8",),
+  "replicas": ("--seconds=6",),
   "growth": (),
 }
 WRITERS = ("hessian", "cka", "replicas", "growth")  # these keep their JSON file themselves

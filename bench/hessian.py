@@ -1,6 +1,6 @@
 """Hutchinson probes per second beside PyTorch's double backward, as PyHessian does it. Needs torch.
 
-  python -m bench.hessian [--images 64] [--probes 10] [--rounds 3] [--chunk 16] [--out results/bench_hessian.json]
+  python -m bench.hessian [--images 64] [--probes 10] [--rounds 3] [--chunk 16] [--brief] [--out FILE]
 
 DeiT-Tiny with random weights on random 32 px images, cross entropy of the cls logits, all parameters, float32, the same
 threads. The torch side is ours, after PyHessian: gradients with their graph once for all images, then
@@ -136,22 +136,22 @@ def seconds(run: Any, count: int) -> float:
   return time.perf_counter() - start
 
 
-def measure(images: int, probes: int, rounds: int, chunk: int) -> dict[str, Any]:
+def measure(images: int, probes: int, rounds: int, chunk: int, *, brief: bool) -> dict[str, Any]:
   job = Job(images, chunk)
   theirs = DoubleBackward(job)
   ours, expected = job.probes(2), theirs.probes(2, [theirs.as_ours(i) for i in range(2)])
   error = float(np.max(np.abs(ours / expected - 1)))
   if error > 1e-3:
     raise SystemExit(f"v'Hv differ: {ours} here, {expected} by torch; not the same work")
-  sides = {
-    "jaxkd": job.probes,
+  steps = {
     "whole Hv": lambda n: whole_products(job, n),
     "jvp of grad": lambda n: repeated_jvp(job, n),
-    "torch double backward": theirs.probes,
   }
-  times: dict[str, list[float]] = {}
-  for run in list(sides.values())[1:3]:
+  steps = {} if brief else steps
+  for run in steps.values():
     run(1)  # compiles
+  sides = {"jaxkd": job.probes, **steps, "torch double backward": theirs.probes}
+  times: dict[str, list[float]] = {}
   for i in range(rounds):
     for name in list(sides)[:: 1 if i % 2 else -1]:
       times.setdefault(name, []).append(seconds(sides[name], probes))
@@ -192,12 +192,13 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--chunk", type=int, default=16)
   parser.add_argument("--out", type=Path, help="adds this run to a JSON file")
+  parser.add_argument("--brief", action="store_true", help="leave out jvp of grad and the whole Hv")
   parser.add_argument("--alone", action="store_true", help="our side only, 10 probes: time and memory")
   args = parser.parse_args()
   if args.alone:
     result = alone(args.images, 10, args.chunk)
   else:
-    result = measure(args.images, args.probes, args.rounds, args.chunk)
+    result = measure(args.images, args.probes, args.rounds, args.chunk, brief=args.brief)
   print(json.dumps(result, indent=2))
   if args.out:
     command = " ".join(["python -m bench.hessian", *sys.argv[1:]])

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxkd import run_folder
 
 PEAK_SIZE = 2048  # of the square float32 matrices whose product is the machine's peak
+REST, SHORT = 0.3, 0.15  # seconds: before a call; below this a call is repeated
 Run = Callable[[], Any]
 
 
@@ -49,12 +50,24 @@ def interleaved(
   began = time.perf_counter()
   for number in range(most):
     for name in list(ways) if number % 2 else reversed(ways):
-      start = time.perf_counter()
-      ways[name]()
-      times[name].append(time.perf_counter() - start)
+      times[name].append(_rested(ways[name]))
     if number + 1 >= least and time.perf_counter() - began > seconds:
       break
   return times
+
+
+def _rested(run: Run) -> float:
+  """Seconds of a call after a rest, in which threads of the one before stop: OpenMP's stay busy for a while.
+
+  Short calls are repeated for a moment and count with their median without the first, which wakes the threads.
+  """
+  time.sleep(REST)
+  taken: list[float] = []
+  while sum(taken) < SHORT:
+    start = time.perf_counter()
+    run()
+    taken.append(time.perf_counter() - start)
+  return statistics.median(taken[1:] or taken)
 
 
 def ratio(times: dict[str, list[float]], numerator: str, denominator: str) -> Spread:

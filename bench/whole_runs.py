@@ -1,6 +1,6 @@
 """Start-up and whole runs: --help, imports, compiling with empty and filled cache, images/s of `train`.
 
-  python -m bench.whole_runs [--steps 60]
+  python -m bench.whole_runs [--steps 30]
 
 The images/s of `train` are those between two lengths of run of DeiT-Tiny on 32 px images, without what is done once;
 reading, logging, checkpoints and waiting for them are in. Beside it the compiled step alone, by `bench.step`'s measure.
@@ -99,7 +99,7 @@ def whole(steps: int) -> dict[str, float]:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--steps", type=int, default=60)
+  parser.add_argument("--steps", type=int, default=30)
   args = parser.parse_args()
   found = {"start-up s": start_up(), "first call s": compiling(), "whole run": whole(args.steps)}
   print(json.dumps({**found, **interleave.about()}, indent=2))

@@ -2,7 +2,7 @@
 
 Two witnesses. jax's transfer guard refuses implicit copies to the device, in the thread of the feed too. Reading from
 the device is free of copies on CPU, so the guard does not see it; but who reads waits. Steps are therefore made slow,
-and when one is dispatched the one before must still be running.
+and when one is dispatched the one before must still be running; so it is on accelerators, on CPU the loop keeps no queue.
 """
 
 import jax
@@ -33,6 +33,7 @@ class Watch:
 
   def __init__(self, monkeypatch):
     self.patch, self.last, self.waited, self.steps = monkeypatch, None, [], 0
+    self.patch.setattr(train, "UNQUEUED", ())  # as on an accelerator
     self.compiled: set[str] = set()
     for name in ("make_train_step", "make_train_steps"):
       self.patch.setattr(train, name, self._watched(getattr(train, name)))
@@ -136,6 +137,13 @@ def test_the_loop_runs_ahead_of_the_device(watch, tmp_path, more):
   assert watch.run(tiny.config(**more), tmp_path / "run").step == 16
   assert watch.steps >= 8
   assert watch.waited == []
+
+
+def test_on_cpu_no_step_waits_in_a_queue(watch, tmp_path):
+  """Its buffers would be a second set. The other witness of `waited`: here it must see the loop wait."""
+  watch.patch.setattr(train, "UNQUEUED", ("cpu",))
+  assert watch.run(tiny.config(), tmp_path / "run").step == 16
+  assert len(watch.waited) > 8
 
 
 @pytest.mark.parametrize("read", [float, np.asarray, jax.block_until_ready], ids=lambda f: f.__name__)

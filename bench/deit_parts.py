@@ -1,9 +1,10 @@
-"""Matrix products of a DeiT-Tiny step on this machine: XLA's, other ways to write the kernel's gradient, PyTorch's.
+"""The parts of a DeiT-Tiny training step on this machine: XLA's time beside PyTorch's, and other ways to write them.
 
-  python -m bench.products [--batch 128] [--seconds 1.5]
+  python -m bench.deit_parts [--batch 128] [--seconds 1.5]
 
-Float32, in turns: the four kernels of a block times the rows of a batch (66 tokens an image), and attention's two kinds
-of products for each image and head. Prints tables in Markdown, milliseconds (medians). Needs torch.
+Float32, in turns: the four kernels of a block times the rows of a batch (66 tokens an image), attention's products for
+each image and head, what lies between the products, and AdamW on all parameters. Prints tables in Markdown,
+milliseconds (medians). Needs torch.
 """
 
 from __future__ import annotations
@@ -16,13 +17,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import torch
 from jax import lax
+from torch.nn import functional as F
 
 from bench import interleave
+from jaxkd import models
+from jaxkd.models.attention import attention
+from jaxkd.models.layers import gelu, standardize
 
 TOKENS, HEADS, WIDTH = 66, 3, 64  # of DeiT-Tiny at 32 px, patch 4; the width of a head
 KERNELS = {"qkv": (192, 576), "proj": (192, 192), "fc1": (192, 768), "fc2": (768, 192)}
+LAYERS = 12
 
 
 def _product(a: jax.Array, b: jax.Array, over: tuple[int, int], batch: tuple[int, ...] = ()) -> jax.Array:
@@ -44,7 +51,7 @@ KERNEL_GRADIENTS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 
 def _finished(function: Callable, *arguments: Any) -> Callable[[], Any]:
   compiled = jax.jit(function)
-  return lambda: compiled(*arguments).block_until_ready()
+  return lambda: jax.block_until_ready(compiled(*arguments))
 
 
 def kernel_ways(rows: int, p: int, q: int) -> dict[str, Any]:
@@ -82,6 +89,65 @@ def attention_ways(images: int) -> dict[str, Any]:
   }
 
 
+def between_ways(images: int) -> dict[str, Any]:
+  """Forward and backward pass of what lies between the products of a block, and of its whole attention."""
+  rng = np.random.default_rng(0)
+  rows = images * TOKENS
+  wide, narrow = (
+    rng.standard_normal((rows, n)).astype(np.float32) for n in (4 * HEADS * WIDTH, HEADS * WIDTH)
+  )
+  q = rng.standard_normal((images, TOKENS, HEADS, WIDTH)).astype(np.float32)
+  ours: dict[str, tuple[Callable, np.ndarray]] = {
+    "GELU": (gelu, wide),
+    "LayerNorm": (lambda x: standardize(x, 1e-6), narrow),
+    "attention": (lambda x: attention(x, x, x, implementation="xla"), q),
+  }
+  theirs: dict[str, tuple[Callable, np.ndarray]] = {
+    "GELU": (F.gelu, wide),
+    "LayerNorm": (lambda x: F.layer_norm(x, x.shape[-1:], eps=1e-6), narrow),
+    "attention": (lambda x: F.scaled_dot_product_attention(x, x, x), np.ascontiguousarray(q.swapaxes(1, 2))),
+  }
+  ways = {}
+  for name, (function, x) in ours.items():
+    pull = lambda x, dy, function=function: (lambda y, back: (y, back(dy)))(*jax.vjp(function, x))  # noqa: E731
+    ways[f"{name}/XLA"] = _finished(pull, jnp.asarray(x), jnp.asarray(x))
+  for name, (function, x) in theirs.items():
+    ways[f"{name}/torch"] = _pulled(function, torch.from_numpy(x))
+  return ways
+
+
+def _pulled(function: Callable, x: torch.Tensor) -> Callable[[], Any]:
+  leaf = x.clone().requires_grad_()
+
+  def run() -> Any:
+    return torch.autograd.grad(function(leaf), leaf, x)
+
+  return run
+
+
+def _updated(tx: optax.GradientTransformation, params: Any) -> Callable[[], Any]:
+  def update(params: Any, state: Any) -> Any:
+    updates, state = tx.update(params, state, params)  # the parameters serve as gradients
+    return optax.apply_updates(params, updates), state
+
+  return _finished(update, params, tx.init(params))
+
+
+def adamw_ways() -> dict[str, Any]:
+  """AdamW on DeiT-Tiny's parameters: leaf by leaf, over one flat buffer, and PyTorch's fused one."""
+  model = models.create("deit_tiny", num_classes=10)
+  images = jnp.zeros((1, *model.image_size, 3))
+  quick = {"xla_backend_optimization_level": 0}
+  params = jax.jit(model.init, compiler_options=quick)(jax.random.key(0), images)["params"]
+  tx = optax.adamw(1e-4, weight_decay=0.05)
+  ways = {"AdamW/XLA": _updated(tx, params), "AdamW/XLA, flat buffer": _updated(optax.flatten(tx), params)}
+  leaves = [torch.nn.Parameter(torch.from_numpy(np.array(x))) for x in jax.tree.leaves(params)]
+  for leaf in leaves:
+    leaf.grad = leaf.detach().clone()
+  optimizer = torch.optim.AdamW(leaves, lr=1e-4, weight_decay=0.05, fused=True)
+  return ways | {"AdamW/torch": optimizer.step}
+
+
 def _medians(ways: dict[str, Any], seconds: float) -> dict[str, float]:
   times = interleave.interleaved(ways, seconds=seconds, least=5)
   return {name: 1e3 * statistics.median(t) for name, t in times.items()}
@@ -103,9 +169,11 @@ def main() -> None:
   print(f"{about['hardware']}, {about['date']}, batch {args.batch}; ms")
   rows = args.batch * TOKENS
   kernels = {n: _medians(kernel_ways(rows, p, q), args.seconds) for n, (p, q) in KERNELS.items()}
-  whole = {"a block": {c: sum(k[c] for k in kernels.values()) for c in kernels["qkv"]}}
-  _table("kernel", kernels | whole)
-  _table("attention", {"one layer": _medians(attention_ways(args.batch), args.seconds)})
+  whole = {c: LAYERS * sum(k[c] for k in kernels.values()) for c in kernels["qkv"]}
+  _table("kernel", kernels | {f"{LAYERS} blocks": whole})
+  _table("products of attention", {"one block": _medians(attention_ways(args.batch), args.seconds)})
+  _table("forward and backward", {"one block": _medians(between_ways(args.batch), 3 * args.seconds)})
+  _table("optimiser", {"all parameters": _medians(adamw_ways(), args.seconds)})
 
 
 if __name__ == "__main__":
