@@ -2,7 +2,7 @@
 
 Two witnesses. jax's transfer guard refuses implicit copies to the device, in the thread of the feed too. Reading from
 the device is free of copies on CPU, so the guard does not see it; but who reads waits. Steps are therefore made slow,
-and when one is dispatched the one before must still be running; so it is on accelerators, on CPU the loop keeps no queue.
+and when one is dispatched the one before must still be running: on accelerators, for on CPU the loop keeps no queue.
 """
 
 import jax
