@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import statistics
 from typing import Any
 
 import jax
@@ -91,8 +90,7 @@ def timed(size: int, channels: int, seconds: float) -> dict[str, float]:
   for way in compiled.values():
     np.testing.assert_allclose(way(x, w), compiled["XLA"](x, w), atol=1e-4)
   runs = {name: lambda way=way: way(x, w).block_until_ready() for name, way in compiled.items()}
-  times = interleave.interleaved(runs, seconds=seconds, least=5)
-  return {name: 1e3 * statistics.median(t) for name, t in times.items()}
+  return interleave.milliseconds(runs, seconds=seconds)
 
 
 def main() -> None:

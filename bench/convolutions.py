@@ -9,7 +9,6 @@ Markdown, milliseconds (medians).
 from __future__ import annotations
 
 import argparse
-import statistics
 from typing import Any
 
 import jax
@@ -93,8 +92,8 @@ def main() -> None:
   print(f"{about['hardware']}, {about['date']}; ms: XLA / ours / torch\n")
   print("| convolution | " + " | ".join(PASSES) + " |\n|---|" + "---|" * len(PASSES))
   for name, shape in SHAPES.items():
-    times = interleave.interleaved(ways(shape), seconds=args.seconds, least=5)
-    ms = {key: f"{1e3 * statistics.median(t):.1f}" for key, t in times.items()}
+    found = interleave.milliseconds(ways(shape), seconds=args.seconds)
+    ms = {key: f"{t:.1f}" for key, t in found.items()}
     cells = [" / ".join(ms[f"{key}/{library}"] for library in ("XLA", "ours", "torch")) for key in PASSES]
     print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 

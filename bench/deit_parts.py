@@ -10,7 +10,6 @@ milliseconds (medians). Needs torch.
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -148,11 +147,6 @@ def adamw_ways() -> dict[str, Any]:
   return ways | {"AdamW/torch": optimizer.step}
 
 
-def _medians(ways: dict[str, Any], seconds: float) -> dict[str, float]:
-  times = interleave.interleaved(ways, seconds=seconds, least=5)
-  return {name: 1e3 * statistics.median(t) for name, t in times.items()}
-
-
 def _table(title: str, rows: dict[str, dict[str, float]]) -> None:
   columns = list(next(iter(rows.values())))
   print(f"\n| {title} | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
@@ -168,12 +162,20 @@ def main() -> None:
   about = interleave.about()
   print(f"{about['hardware']}, {about['date']}, batch {args.batch}; ms")
   rows = args.batch * TOKENS
-  kernels = {n: _medians(kernel_ways(rows, p, q), args.seconds) for n, (p, q) in KERNELS.items()}
+  kernels = {
+    n: interleave.milliseconds(kernel_ways(rows, p, q), seconds=args.seconds) for n, (p, q) in KERNELS.items()
+  }
   whole = {c: LAYERS * sum(k[c] for k in kernels.values()) for c in kernels["qkv"]}
   _table("kernel", kernels | {f"{LAYERS} blocks": whole})
-  _table("products of attention", {"one block": _medians(attention_ways(args.batch), args.seconds)})
-  _table("forward and backward", {"one block": _medians(between_ways(args.batch), 3 * args.seconds)})
-  _table("optimiser", {"all parameters": _medians(adamw_ways(), args.seconds)})
+  _table(
+    "products of attention",
+    {"one block": interleave.milliseconds(attention_ways(args.batch), seconds=args.seconds)},
+  )
+  _table(
+    "forward and backward",
+    {"one block": interleave.milliseconds(between_ways(args.batch), seconds=3 * args.seconds)},
+  )
+  _table("optimiser", {"all parameters": interleave.milliseconds(adamw_ways(), seconds=args.seconds)})
 
 
 if __name__ == "__main__":

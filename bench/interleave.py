@@ -70,6 +70,12 @@ def _rested(run: Run) -> float:
   return statistics.median(taken[1:] or taken)
 
 
+def milliseconds(ways: dict[str, Run], *, seconds: float) -> dict[str, float]:
+  """Median milliseconds of each way, over five rounds or more."""
+  times = interleaved(ways, seconds=seconds, least=5)
+  return {name: 1e3 * statistics.median(t) for name, t in times.items()}
+
+
 def ratio(times: dict[str, list[float]], numerator: str, denominator: str) -> Spread:
   """Seconds of one way over those of another, round by round."""
   return spread([a / b for a, b in zip(times[numerator], times[denominator], strict=True)])

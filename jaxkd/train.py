@@ -54,8 +54,8 @@ log = logging.getLogger("jaxkd")
 # DINO's signs of collapse, after the first tenth of the run: equal features; every output uniform (entropy of a
 # sample near log k); every output the same prototype (entropy of the mean near 0). The entropies are shares of log k.
 COLLAPSED_SPREAD, COLLAPSED_ENTROPY = 1e-2, 1e-3
-# Where no step waits in a queue: its buffers are allocated when it is dispatched, and not freed in time for the next
-# one's (DeiT-Tiny at batch 128 took a third longer and 9 GB), while the cores that would prepare it are computing.
+# Where no step waits in a queue: a step's buffers are allocated when it is dispatched, so that a queue holds several
+# sets of them, and the cores that would prepare a step are those that compute the one before.
 UNQUEUED = ("cpu",)
 
 

@@ -52,8 +52,8 @@ def run(keep: bool, give_back: bool = False, **environment: str) -> tuple[int, i
 def test_a_block_of_the_same_size_needs_no_new_pages():
   kept, _ = run(keep=True, JAX_PLATFORMS="cpu")
   fresh, _ = run(keep=False)
-  assert kept < 100
-  assert fresh > 64 * MB / 2**21  # at least one fault for each huge page, or 16,384 small ones
+  assert kept < 16
+  assert fresh >= 32  # one for each huge page; 16,384 small ones
 
 
 def test_memory_goes_back_when_told():
