@@ -13,7 +13,7 @@ from jaxkd.models.layers import choose
 def variable_shapes(model: nn.Module) -> dict[str, Any]:
   """Shapes and dtypes of all collections of `model`, as nested dicts of `jax.ShapeDtypeStruct`."""
   images = jax.ShapeDtypeStruct((1, *model.image_size, model.in_channels), jnp.float32)
-  return jax.eval_shape(model.init, jax.random.key(0), images)
+  return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
 
 
 def parameter_table(model: nn.Module, *, by: str = "leaf") -> list[dict[str, Any]]:
