@@ -45,7 +45,7 @@ SECTIONS: dict[str, tuple[tuple[Any, str], ...]] = {
     (checkpoint, "read_step"),
   ),
   "validation": ((train._Loop, "_validate"), (evaluation, "collect")),
-  "examination": ((study, "examine"), (study, "_quality"), (study, "forensics")),
+  "examination": ((study, "examine"), (study, "quality"), (study, "forensics")),
 }
 
 

@@ -1,8 +1,9 @@
 """Every benchmark's ratios with spread and target in one table and one plot, read from the JSON files of `results/`.
 
-  python -m bench.summary [--out results]
+  python -m bench.summary [--out results] [--beside FOLDER]
 
-Writes `bench_cpu.md` and `bench_cpu.png` again; what was not measured is left out.
+Writes `bench_cpu.md` and `bench_cpu.png` again; what was not measured is left out. With the files of another run in
+FOLDER also `bench_cpu_twice.md`: every measure of both runs, and where they differ by more than a tenth.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ def _cka(r: dict[str, Any]) -> Iterator[Row]:
       "low": min(rounds),
       "high": max(rounds),
     }
-    yield Row("CKA of 12 x 12 layers", f"torch's time {how} / jaxkd's", **spread, date=r["date"])
+    goal = 3.0 if how == "by pairs" else None
+    yield Row("CKA of 12 x 12 layers", f"torch's time {how} / jaxkd's", **spread, target=goal, date=r["date"])
 
 
 def _data(r: dict[str, Any]) -> Iterator[Row]:
@@ -215,6 +217,23 @@ def _shares(r: dict[str, Any]) -> str:
   return "| " + " | ".join([r["what"], str(r["batch"]), *times, *shares]) + " |"
 
 
+def twice(folder: Path, other: Path) -> str:
+  """Markdown: every measure of two runs, the later one in `folder`, and by how much it moved; both must have it."""
+  before = {(r.job, r.measure): r for r in rows(other)}
+  lines = [
+    "# Two runs of make bench",
+    "",
+    "| job | measure | first | second | change | |",
+    "|---|---|---|---|---|---|",
+  ]
+  for row in rows(folder):
+    first = before[row.job, row.measure].value
+    change = row.value / first - 1
+    far = "more than a tenth" if abs(change) > 0.1 else ""
+    lines += [f"| {row.job} | {row.measure} | {first:.3g} | {row.value:.3g} | {change:+.1%} | {far} |"]
+  return "\n".join([*lines, ""])
+
+
 def plot(folder: Path) -> Figure:
   """Every measure that has a target, relative to it: median and range, on a log axis that ends at `EDGE`."""
   found = [r for r in rows(folder) if r.target is not None]
@@ -258,7 +277,11 @@ def write(folder: Path) -> None:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--out", type=Path, default=Path("results"))
-  write(parser.parse_args().out)
+  parser.add_argument("--beside", type=Path, help="the folder with another run's files")
+  args = parser.parse_args()
+  write(args.out)
+  if args.beside:
+    (args.out / "bench_cpu_twice.md").write_text(twice(args.out, args.beside))
 
 
 if __name__ == "__main__":

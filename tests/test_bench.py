@@ -1,13 +1,15 @@
 """What the benchmarks conclude from their numbers: targets, spreads, exponents, clocks. Nothing is timed here."""
 
 import json
+import shutil
+import subprocess
 import time
 
 import jax
 import numpy as np
 import pytest
 
-from bench import growth, profile, summary
+from bench import growth, newcomer, profile, summary
 
 
 @pytest.fixture
@@ -99,3 +101,53 @@ def test_tracing_inside_tracing_is_told_twice_and_counts_once():
   time.sleep(0.01)
   clock._compiled(profile.COMPILE + "z", 0.005)
   assert clock.seconds["compiling"] == pytest.approx(0.025)
+
+
+def test_two_runs_are_compared_measure_by_measure(folder, tmp_path):
+  other = tmp_path / "other"
+  shutil.copytree(folder, other, ignore=shutil.ignore_patterns("other"))
+  assert "more than a tenth" not in summary.twice(folder, other)
+  replicas = json.loads((other / "bench_replicas.json").read_text())
+  replicas["jobs"]["a"]["speed of one program"]["median"] = 0.7
+  (other / "bench_replicas.json").write_text(json.dumps(replicas))
+  line = "| 2 replicas: a small job | k runs' time / one program's | 0.7 | 0.8 | +14.3% | more than a tenth |"
+  assert line in summary.twice(folder, other)
+
+
+def test_a_page_is_done_as_printed():
+  """Python blocks share one session, files are written, commands run in the page's folder; a failing one is no time."""
+  page = """# Page
+## Write
+```python
+from pathlib import Path
+n = 2
+```
+```python
+# mine.py
+n = 3
+```
+```python
+assert Path("mine.py").read_text() == "# mine.py\\nn = 3\\n" and n == 2
+```
+## Read
+```bash
+python mine.py
+python -c 'import mine; assert mine.n == 3'
+```
+"""
+  found = newcomer.tasks(page)
+  assert [list(steps) for steps in found.values()] == [
+    [
+      "from pathlib import Path ...",
+      'assert Path("mine.py").read_text() == "# mine.py\\nn = 3\\n" and n == 2 ...',
+    ],
+    ["python mine.py", "python -c 'import mine; assert mine.n == 3'"],
+  ]
+  assert all(s > 0 for steps in found.values() for s in steps.values())
+  with pytest.raises(subprocess.CalledProcessError):
+    newcomer.tasks(page.replace("== 3'", "== 2'"))
+
+
+def test_the_profile_watches_functions_that_are_there():
+  watched = [pair for functions in profile.SECTIONS.values() for pair in functions]
+  assert watched and all(callable(getattr(owner, name)) for owner, name in watched)
