@@ -150,4 +150,5 @@ python -c 'import mine; assert mine.n == 3'
 
 def test_the_profile_watches_functions_that_are_there():
   watched = [pair for functions in profile.SECTIONS.values() for pair in functions]
-  assert watched and all(callable(getattr(owner, name)) for owner, name in watched)
+  assert watched
+  assert all(callable(getattr(owner, name)) for owner, name in watched)
