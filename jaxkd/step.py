@@ -49,7 +49,7 @@ class TrainState(struct.PyTreeNode):
 
 def init_state(experiment: Experiment) -> TrainState:
   """The state before step 0. Initial weights depend on the seed and the model only, not on terms or teachers."""
-  init = _model_init(experiment.model, experiment.dataset.image_shape)
+  init = model_init(experiment.model, experiment.dataset.image_shape)
   heads = _once(experiment.objective.init)
   if experiment.replicas:
     return replicas.stack([_fresh(experiment, key, init, heads) for key in seed_key(experiment)])
@@ -99,7 +99,8 @@ def _once(function):
 
 
 @functools.lru_cache(maxsize=16)
-def _model_init(model: nn.Module, image_shape: tuple[int, int, int]):
+def model_init(model: nn.Module, image_shape: tuple[int, int, int]):
+  """`init(key) -> variables` for images [h w c], one program that is compiled quickly."""
   return _once(_initializer(model, image_shape))
 
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from jaxkd import checkpoint, data, evaluation, subjects
 from jaxkd.analysis import knn_accuracy, linear_probe
 from jaxkd.data.sources import balanced_sample
+from jaxkd.step import model_init
 
 PROBED = (
   10_000  # training images, class-balanced, of k-NN and linear probes: logistic regression of more takes long
@@ -55,8 +56,8 @@ def quality(found: checkpoint.Checkpoint, label: str, config: ConfigDict) -> dic
 
 
 def _random(subject, config: ConfigDict):
-  size, channels = subject.model.image_size[0], subject.model.in_channels
-  return subject.model.init(jax.random.key(config.seed), np.zeros((1, size, size, channels), np.float32))
+  init = model_init(subject.model, (*subject.model.image_size, subject.model.in_channels))
+  return init(jax.random.key(config.seed))
 
 
 def _features(subject, variables, images: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ CASES = [(name, arg) for name in PRESETS for arg in ARGUMENTS.get(name, ("",))]
 @pytest.mark.parametrize(("name", "arg"), CASES)
 def test_smoke_forms_trace_a_training_step(name, arg, monkeypatch):
   monkeypatch.setattr(step, "_once", jax.jit)  # compiler options are refused under a trace
-  step._model_init.cache_clear()
+  step.model_init.cache_clear()
   config = configs.load(f"{CONFIGS / name}.py:{arg},smoke" if arg else f"{CONFIGS / name}.py:smoke")
   assert config.train.steps <= 4
   experiment = build(config)
@@ -36,7 +36,7 @@ def test_smoke_forms_trace_a_training_step(name, arg, monkeypatch):
   frozen = step.frozen_inputs(experiment)
   batch = make_batch(experiment, 0)
   _, metrics = jax.eval_shape(step.make_train_step(experiment), state, batch, frozen)
-  step._model_init.cache_clear()
+  step.model_init.cache_clear()
   assert {f"loss/{term}" for term in config.terms} <= set(metrics)
 
 
