@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import config as configs
-from jaxkd import data, schema, study_power
+from jaxkd import data, schema, study_power, teacher_quality
 from jaxkd.analysis import (
   Comparison,
   bootstrap_few,
@@ -115,7 +115,11 @@ def summarize(
     "partial": partial,
     "seeds": sorted({r["seed"] for arm in arms.values() for r in arm["runs"]}),
     "conditions": _conditions(config),
-    "warnings": [*_unfinished(partial), *_warnings(config, found, comparisons)],
+    "warnings": [
+      *_unfinished(partial),
+      *_warnings(config, found, comparisons),
+      *teacher_quality.weak(teachers),
+    ],
     "data": {
       "name": config.data.name,
       "train": len(dataset.train),

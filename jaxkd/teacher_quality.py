@@ -13,6 +13,7 @@ from jaxkd.analysis import knn_accuracy, linear_probe
 from jaxkd.data.sources import balanced_sample
 from jaxkd.step import model_init
 
+METHODS = ("k-NN (k=20)", "linear probe")
 PROBED = (
   10_000  # training images, class-balanced, of k-NN and linear probes: logistic regression of more takes long
 )
@@ -69,6 +70,21 @@ def _features(subject, variables, images: np.ndarray) -> np.ndarray:
 
 def _probes(what: str, a, a_labels, b, b_labels) -> list[list[Any]]:
   return [
-    [f"k-NN (k=20), {what}", float(knn_accuracy(a, a_labels, b, b_labels, k=20))],
-    [f"linear probe, {what}", float(linear_probe(a, a_labels, b, b_labels))],
+    [f"{METHODS[0]}, {what}", float(knn_accuracy(a, a_labels, b, b_labels, k=20))],
+    [f"{METHODS[1]}, {what}", float(linear_probe(a, a_labels, b, b_labels))],
   ]
+
+
+def weak(teachers: list[dict[str, Any]]) -> list[str]:
+  """A warning for each teacher (`quality`) whose frozen features tell the classes apart worse than raw pixels do."""
+  out = []
+  for t in teachers:
+    share = {what: value for what, value in t["rows"] if isinstance(value, float)}
+    pairs = [(m, share.get(f"{m}, frozen features"), share.get(f"{m}, raw pixels")) for m in METHODS]
+    worse = [f"{m} {a:.1%} against {b:.1%}" for m, a, b in pairs if a is not None and b is not None and a < b]
+    if worse:
+      out.append(
+        f"Weak teacher: by its frozen features {t['label']} tells the classes apart worse than raw pixels do "
+        f"({', '.join(worse)}). What its students gain or lose says little about good teachers of its kind."
+      )
+  return out
